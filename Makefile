@@ -1,0 +1,41 @@
+# medfinetune. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow quality style clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(READY) ## Make .venv and install the pinned dependencies into it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Run the whole job on generated images: data, both models, evaluation (about 5 minutes)
+	$(BIN)/python recipes/demo.py
+
+test: $(READY) ## Run the tests that are not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## Run only the slow tests
+	$(BIN)/python -m pytest -m slow
+
+quality: $(READY) ## Check lint, format and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/typos
+
+style: $(READY) ## Fix lint and format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, the runs and all caches
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,78 @@
+"""What one record is on its way from a raw folder to a row of `all_med_pairs.parquet`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import datasets
+
+Split = Literal["train", "validation", "test"]
+Task = Literal["caption", "report", "question"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "images": datasets.List(datasets.Value("string")),
+        "pixel_sha256": datasets.List(datasets.Value("string")),
+        "text": datasets.Value("string"),
+        "language": datasets.Value("string"),
+        "source": datasets.Value("string"),
+        "task": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "label": datasets.Value("string"),
+        "patient_id": datasets.Value("string"),
+        "group_id": datasets.Value("string"),
+        "split": datasets.Value("string"),
+        "license": datasets.Value("string"),
+        "metadata": datasets.Value("string"),
+    }
+)
+"""The columns of the parquet. `images` are paths relative to the output folder, `pixel_sha256` stands beside
+them one for one, `metadata` is a JSON object (its keys differ from source to source)."""
+
+
+@dataclass
+class Record:
+    """One image-text pair as a source found it, before its images were opened.
+
+    Attributes:
+        id: Unique within the whole output, e.g. `slake-zh-9834`; the same at every run.
+        where: The file and row it came from, for messages.
+        images: Absolute paths of the image files.
+        text: What the encoder learns: a caption or a report; for a question, question and answer.
+        group_keys: Keys that tie records to one side of a split (`patient:PAT_8`, `study:12`); pixels are added later.
+        split: A published split that is to be honoured; None where the split is ours to draw.
+    """
+
+    id: str
+    source: str
+    where: str
+    images: list[str]
+    text: str
+    language: str
+    task: Task
+    question: str | None = None
+    answer: str | None = None
+    label: str | None = None
+    patient_id: str | None = None
+    group_keys: list[str] = field(default_factory=list)
+    split: Split | None = None
+    license: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Dropped:
+    """One record that came in and is not kept.
+
+    Attributes:
+        where: The file and row it came from.
+        reason: A short phrase, the same for all records dropped for the same cause: it is counted.
+        detail: What is particular to this one.
+    """
+
+    source: str
+    where: str
+    reason: str
+    detail: str = ""
