@@ -67,7 +67,9 @@ def parse(
         checked[key] = _check(value, hints[key], origin[key])
     missing = [name for name, field in fields.items() if name not in checked and _has_no_default(field)]
     if missing:
-        raise InputError(f"{path or 'command line'}: {missing[0]} is missing ({fields[missing[0]].metadata.get('help')})")
+        raise InputError(
+            f"{path or 'command line'}: {missing[0]} is missing ({fields[missing[0]].metadata.get('help')})"
+        )
     try:
         return config_class(**checked)
     except InputError as error:
@@ -184,6 +186,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str):
+    if value is None or (isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str)):
         return value
     return _plain(value.value) if hasattr(value, "value") else str(value)
