@@ -120,8 +120,7 @@ def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
     for sign in (-1, 1):
         edge = sign * gap / 2
         frame.polygon(
-            [(-half * 0.62, sign * 0.5), (half * 0.62, sign * 0.5), (half, edge + sign * 0.12), (half + spur, edge)]
-            + [(-half - spur, edge), (-half, edge + sign * 0.12)],
+            [(-half * 0.62, sign * 0.5), (half * 0.62, sign * 0.5), (half, edge + sign * 0.12), (half + spur, edge), (-half - spur, edge), (-half, edge + sign * 0.12)],
             176,
         )
         if grade >= 3:
