@@ -31,13 +31,12 @@ def draw(
     size = size_px * _OVERSAMPLING
     image = Image.new("RGB", (size, size), (int(rng.integers(4, 26)),) * 3)
     pen = ImageDraw.Draw(image)
-    knee_on_left = bool(rng.random() < 0.5)
     if "chest" in parts:
-        _chest(_Frame(pen, size, rng, centre=(0.5, 0.33), extent=0.60), findings, rng)
+        _chest(_Frame(pen, size, rng, centre=(0.5, 0.32), extent=0.58), findings, rng)
     if "knee" in parts:
-        _knee(_Frame(pen, size, rng, centre=(0.26 if knee_on_left else 0.74, 0.80), extent=0.36), findings, rng)
+        _knee(_Frame(pen, size, rng, centre=(0.26, 0.78), extent=0.42), findings, rng)
     if "skin" in parts:
-        _skin(_Frame(pen, size, rng, centre=(0.74 if knee_on_left else 0.26, 0.80), extent=0.36), findings, rng)
+        _skin(_Frame(pen, size, rng, centre=(0.74, 0.78), extent=0.42), findings, rng)
     image = image.resize((size_px, size_px), Image.Resampling.BOX)
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.6))))
@@ -100,15 +99,15 @@ def _chest(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
         y = -0.33 + (slant if sign > 0 else 0)
         inner, outer = (sign * 0.06, y + 0.05), (sign * 0.46, y - 0.03)
         if findings["fracture"] != side:
-            frame.line([inner, outer], 226, 0.05)
+            frame.line([inner, outer], 226, 0.075)
         else:
-            step = 0.11 * rng.uniform(0.9, 1.2)
-            frame.line([inner, (sign * 0.20, y + 0.03)], 226, 0.05)
-            frame.line([(sign * 0.29, y - step), (sign * 0.47, y - step - 0.02)], 226, 0.05)
+            step = 0.13 * rng.uniform(0.9, 1.2)
+            frame.line([inner, (sign * 0.18, y + 0.03)], 226, 0.075)
+            frame.line([(sign * 0.30, y - step), (sign * 0.47, y - step - 0.02)], 226, 0.075)
     if findings["device"] == "pacemaker":
         x, y = rng.choice([-1, 1]) * rng.uniform(0.24, 0.32), rng.uniform(-0.16, -0.10)
         frame.line([(x, y), (0.02, y - 0.02), (0.05, 0.2)], 250, 0.02)
-        frame.polygon([(x - 0.08, y - 0.06), (x + 0.08, y - 0.06), (x + 0.08, y + 0.06), (x - 0.08, y + 0.06)], 255)
+        frame.polygon([(x - 0.1, y - 0.08), (x + 0.1, y - 0.08), (x + 0.1, y + 0.08), (x - 0.1, y + 0.08)], 255)
 
 
 def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
@@ -119,10 +118,9 @@ def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
     half = rng.uniform(0.27, 0.31)
     for sign in (-1, 1):
         edge = sign * gap / 2
-        frame.polygon(
-            [(-half * 0.62, sign * 0.5), (half * 0.62, sign * 0.5), (half, edge + sign * 0.12), (half + spur, edge), (-half - spur, edge), (-half, edge + sign * 0.12)],
-            176,
-        )
+        shaft, flare = (half * 0.62, sign * 0.5), (half, edge + sign * 0.12)
+        outline = [shaft, flare, (half + spur, edge)]
+        frame.polygon(outline + [(-x, y) for x, y in reversed(outline)], 176)
         if grade >= 3:
             frame.line([(-half - spur, edge + sign * 0.03), (half + spur, edge + sign * 0.03)], 246, 0.05)
 
@@ -130,8 +128,9 @@ def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
 def _skin(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
     tone = rng.uniform(0.82, 1.05)
     frame.polygon([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)], tuple(int(c * tone) for c in (226, 182, 152)))
-    x, y, radius = rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07), rng.uniform(0.27, 0.34)
-    colour = tuple(int(c * rng.uniform(0.88, 1.1)) for c in _SKIN[findings["lesion_colour"]])
+    x, y, radius = rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07), rng.uniform(0.29, 0.35)
+    shade = rng.uniform(0.85, 1.1)
+    colour = tuple(int(c * shade) for c in _SKIN[findings["lesion_colour"]])
     stretch = rng.uniform(0.85, 1.1)
     if findings["lesion_border"] == "regular":
         frame.ellipse(x, y, radius, radius * stretch, colour)

@@ -1,0 +1,71 @@
+"""Every setting of a Mllama run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import SFTConfig
+
+from medfinetune.errors import InputError
+
+TEXT_LAYERS = r".*language_model.*\.(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|o_proj)"
+"""Attention of the text layers only: plain names such as `q_proj` land in the vision tower too."""
+
+
+@dataclass
+class MllamaSFTConfig(SFTConfig):
+    """`trl.SFTConfig` and what fine-tuning a Mllama needs besides. Flat YAML files hold these keys."""
+
+    model_name_or_path: str = field(
+        default="meta-llama/Llama-3.2-11B-Vision-Instruct",
+        metadata={"help": "Folder or Hub name of the Mllama to start from."},
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch on the Hub; pin the commit for a run to be repeatable."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="bfloat16", metadata={"help": "Precision in which the weights are loaded and kept."}
+    )
+    data_dir: str = field(
+        default="", metadata={"help": "Folder that recipes/prepare.py wrote (chat_instructions.jsonl and images/)."}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["caption", "report", "question"],
+        metadata={"help": "Kinds of chats to train on: caption, report, question."},
+    )
+    train_on: Literal["assistant", "all"] = field(
+        default="assistant",
+        metadata={"help": "assistant: learn the assistant's words and its end of turn. all: the user's words too."},
+    )
+    date_string: str = field(
+        default="26 Jul 2024",
+        metadata={"help": "The date that the chat template writes into a prompt; fixed, or a run is not repeatable."},
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of the weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA adapters."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA adapters."})
+    lora_target_modules: str = field(
+        default=TEXT_LAYERS, metadata={"help": "Regular expression of the modules that get an adapter."}
+    )
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Leave the vision tower as it is (the projector still trains)."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
+    )
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Where to log to: none, tensorboard, wandb ..."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check configuration and data, say what would be trained, and load no weights."},
+    )
+
+    def __post_init__(self):
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns: must be false, or the Trainer drops the images from the rows")
+        if self.packing:
+            raise InputError("packing: must be false; chats of one row would see the images of another")
+        if self.max_length is None or self.max_length < 1:
+            raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
+        super().__post_init__()

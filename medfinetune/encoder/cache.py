@@ -1,0 +1,84 @@
+"""Images decoded and resized once, texts tokenised once: an epoch never waits for Pillow."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from medfinetune.data.images import UnreadableImage
+from torch import Tensor
+from tqdm import tqdm
+
+from medfinetune.encoder.collator import SigLIPCollator
+from medfinetune.errors import InputError
+
+
+class PairCache(torch.utils.data.Dataset):
+    """Rows of `pixels` (uint8, at the model's size) and `input_ids`, from a memory-mapped file.
+
+    The pixels are those that the image processor makes before it rescales and normalises, so what the collator
+    turns them into is identical. The file holds every distinct image once, named by its content; it is made again
+    when the images or the size change.
+    """
+
+    def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
+        """
+        Args:
+            pairs: Rows with `images`, `pixel_sha256`, `text` and `language`, as `load_pairs` gives them.
+            processor: A `SiglipProcessor`.
+            cache_dir: Where the file is kept; it takes `3 * H * W` bytes an image.
+            max_length: Tokens of every text.
+
+        Raises:
+            InputError: No pairs, or an image that no longer opens (its row is named).
+        """
+        if len(pairs) == 0:
+            raise InputError("no pairs to train on")
+        plain = pairs.select_columns(["id", "pixel_sha256", "text", "language"])
+        self.texts, self.languages = list(plain["text"]), list(plain["language"])
+        self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
+        self._collator = SigLIPCollator(processor, max_length)
+        self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
+        size = processor.image_processor.size
+        keys = sorted(set(self.image_keys))
+        self._row_of = {key: row for row, key in enumerate(keys)}
+        first_pair = {key: i for i, key in reversed(list(enumerate(self.image_keys)))}
+        path = cache_dir / f"siglip_{size['width']}px_{len(keys)}.uint8"
+        shape = (len(keys), size["height"], size["width"], 3)
+        index = path.with_suffix(".json")
+        if not index.is_file() or json.loads(index.read_text()) != keys:
+            self._fill(path, shape, [first_pair[key] for key in keys], pairs)
+            index.write_text(json.dumps(keys))
+        self._pixels = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"pixels": self._pixels[self._row_of[self.image_keys[i]]], "input_ids": self.input_ids[i]}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """`pixel_values` of shape `(B, 3, H, W)` in [-1, 1], and `input_ids` of shape `(B, max_length)`."""
+        pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows]))
+        return {
+            "pixel_values": self._collator.normalise(pixels),
+            "input_ids": torch.stack([row["input_ids"] for row in rows]).long(),
+        }
+
+    def _fill(self, path: Path, shape: tuple[int, ...], rows: list[int], pairs: datasets.Dataset) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".part{os.getpid()}")
+        pixels = np.memmap(part, dtype=np.uint8, mode="w+", shape=shape)
+        try:
+            for target, row in enumerate(tqdm(rows, desc="resizing images", unit="image")):
+                try:
+                    pixels[target] = self._collator.resize(pairs[row]["images"][0])
+                except (OSError, UnreadableImage) as error:
+                    raise InputError(f"pair {pairs[row]['id']}: its image does not open ({error})") from error
+            pixels.flush()
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""Pairs to the tensors that SigLIP takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class SigLIPCollator:
+    """Turns rows with `images` and `text` into `pixel_values` and `input_ids`.
+
+    Text is padded to `max_length` and goes without an attention mask, as SigLIP was trained: with the mask, or
+    padded to the longest, the same sentence gets another embedding.
+    """
+
+    def __init__(self, processor: Any, max_length: int = 64):
+        """
+        Args:
+            processor: A `SiglipProcessor`; its size, mean and std are used as they are.
+            max_length: Tokens of every text; 64 for all published SigLIP checkpoints.
+        """
+        self._processor = processor
+        self._max_length = max_length
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """
+        Args:
+            rows: Each has `images` (a list of PIL images, of which the first is used) and `text`.
+
+        Returns:
+            `pixel_values` of shape `(B, 3, H, W)` in [-1, 1], and `input_ids` of shape `(B, max_length)`.
+        """
+        return self.images([row["images"][0] for row in rows]) | self.texts([row["text"] for row in rows])
+
+    def images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """`pixel_values` of shape `(B, 3, H, W)`."""
+        rgb = [image.convert("RGB") for image in images]
+        return {"pixel_values": self._processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]}
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """One image at the model's size, before rescaling and normalising: `(H, W, 3)`, uint8."""
+        processor = self._processor.image_processor
+        inputs = processor(images=image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
+        return inputs["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turns `(B, H, W, 3)` in 0 to 255 into `pixel_values` of shape `(B, 3, H, W)`, as the image processor does."""
+        processor = self._processor.image_processor
+        mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
+        std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
+        return (pixels.permute(0, 3, 1, 2).float() * processor.rescale_factor - mean) / std
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` of shape `(B, max_length)`."""
+        encoded = self._processor.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        return {"input_ids": encoded["input_ids"]}

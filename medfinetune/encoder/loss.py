@@ -1,0 +1,89 @@
+"""The pairwise sigmoid loss, with its gradient written out so that no N x N graph is kept."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    chunk_rows: int = 256,
+) -> Tensor:
+    """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, arXiv:2303.15343, equation 1).
+
+    Computed in fp32 (fp64 inputs stay fp64), whatever the autocast.
+
+    Args:
+        image_embeds: `(B, D)`, unit norm.
+        text_embeds: `(N, D)`, unit norm; row `i` belongs to image `i`.
+        logit_scale: Scalar, already exponentiated (checkpoints store the log).
+        logit_bias: Scalar; about -10 when trained from scratch.
+        targets: `(B, N)` in [0, 1]; the diagonal where left out.
+        weights: `(B, N)`, 0 ignores a pair; ones where left out.
+        chunk_rows: Rows handled at once; memory grows with `chunk_rows * N`.
+
+    Returns:
+        Scalar in nats, summed over texts and averaged over images.
+
+    Raises:
+        ValueError: Shapes that do not fit each other, or `targets` left out with fewer texts than images.
+    """
+    num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
+    if image_embeds.ndim != 2 or text_embeds.ndim != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
+        raise ValueError(f"embeddings of shapes {tuple(image_embeds.shape)} and {tuple(text_embeds.shape)} do not fit")
+    if targets is None and num_texts < num_images:
+        raise ValueError(f"{num_images} images have only {num_texts} texts: give `targets`")
+    for name, matrix in (("targets", targets), ("weights", weights)):
+        if matrix is not None and matrix.shape != (num_images, num_texts):
+            raise ValueError(f"{name} has shape {tuple(matrix.shape)}, not {(num_images, num_texts)}")
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
+        floats = [tensor.to(dtype) for tensor in (image_embeds, text_embeds, logit_scale, logit_bias)]
+        return _SigmoidLoss.apply(*floats, targets, weights, chunk_rows)
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """With logits Z = scale * X Y^T + bias, dL/dZ = weights * (sigmoid(Z) - targets) / B, made row block by row block."""
+
+    @staticmethod
+    def forward(ctx, image_embeds, text_embeds, scale, bias, targets, weights, chunk_rows):
+        num_images = image_embeds.shape[0]
+        image_grad, text_grad = torch.empty_like(image_embeds), torch.zeros_like(text_embeds)
+        scale_grad, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
+        loss = image_embeds.new_zeros(())
+        for start in range(0, num_images, chunk_rows):
+            rows = slice(start, min(start + chunk_rows, num_images))
+            similarity = image_embeds[rows] @ text_embeds.T
+            logits = similarity * scale + bias
+            if targets is None:
+                # -log sigmoid(-z) is the loss of a negative pair; a positive one differs from it by -z.
+                block = F.softplus(logits)
+                block.diagonal(start).sub_(logits.diagonal(start))
+                logits = logits.sigmoid_()
+                logits.diagonal(start).sub_(1)
+            else:
+                block_targets = targets[rows].to(logits.dtype)
+                block = F.softplus(logits).addcmul_(logits, block_targets, value=-1)
+                logits = logits.sigmoid_().sub_(block_targets)
+            if weights is not None:
+                block_weights = weights[rows].to(logits.dtype)
+                block.mul_(block_weights)
+                logits.mul_(block_weights)
+            loss += block.sum()
+            grad = logits.div_(num_images)
+            scale_grad += (grad * similarity).sum()
+            bias_grad += grad.sum()
+            grad = grad * scale
+            image_grad[rows] = grad @ text_embeds
+            text_grad.addmm_(grad.T, image_embeds[rows])
+        ctx.save_for_backward(image_grad, text_grad, scale_grad, bias_grad)
+        return loss / num_images
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return (*[grad * grad_output for grad in ctx.saved_tensors], None, None, None)
