@@ -4,8 +4,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -20,7 +21,6 @@ JOURNAL = "images/journal.jsonl"
 _DECODER_VERSION = 1
 
 Outcome = StoredImage | UnreadableImage
-Store = Callable[[str, Path, int], Outcome]
 
 
 def store_images(
@@ -89,7 +89,7 @@ def _run_in_pool(
     # Forking takes no second import of torch and datasets by each process; only Pillow and NumPy run in them.
     context = multiprocessing.get_context("fork")
     waiting = iter(paths)
-    with ProcessPoolExecutor(num_workers, context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker) as pool:
         futures = {}
         broken = False
         while True:
@@ -121,8 +121,10 @@ def _store(path: str, output_dir: Path, max_side_px: int) -> Outcome:
         return error
 
 
-def _die_with_parent() -> None:
-    """Lets a worker end when the main process is killed; it would wait for work forever."""
+def _start_worker() -> None:
+    # Ctrl-C is for the main process, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker whose main process was killed would wait for work forever.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -1,6 +1,7 @@
 """Opens what `prepare` wrote as `datasets`, with images that are decoded when they are asked for."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from medfinetune.errors import InputError
 _HINT = "make it with: python recipes/prepare.py --config recipes/prepare/demo.yaml"
 _IMAGES = datasets.List(datasets.Image())
 _TEXT = datasets.Value("string")
+_PAIR_FEATURES = datasets.Features(FEATURES | {"images": _IMAGES})
 _CHAT_FEATURES = datasets.Features(
     {
         "id": _TEXT,
@@ -47,8 +49,7 @@ def load_pairs(data_dir: str | Path, split: str | None = None) -> datasets.Datas
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is no parquet: {error}") from error
     _check_columns(path, table.column_names, FEATURES)
-    rows = datasets.Dataset(table.select(list(FEATURES)).cast(FEATURES.arrow_schema))
-    return _by_split(rows, path, split)
+    return _by_split(table.select(list(FEATURES)).to_pylist(), _PAIR_FEATURES, path, split)
 
 
 def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Dataset | datasets.DatasetDict:
@@ -66,12 +67,11 @@ def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Datas
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}: line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number} is no JSON object")
             _check_columns(f"{path}: line {number}", row, ("id", "images", "messages", "split"))
             rows.append({name: row.get(name) for name in _CHAT_FEATURES})
-    if not rows:
-        raise InputError(f"{path}: is empty; {_HINT}")
-    features = datasets.Features(_CHAT_FEATURES | {"images": datasets.List(_TEXT)})
-    return _by_split(datasets.Dataset.from_list(rows, features=features), path, split)
+    return _by_split(rows, _CHAT_FEATURES, path, split)
 
 
 def _existing(data_dir: str | Path, name: str) -> Path:
@@ -89,27 +89,23 @@ def _check_columns(where: str | Path, names: Any, wanted: Any) -> None:
             raise InputError(f"{where}: column {column} is missing; {_HINT}")
 
 
-def _by_split(rows: datasets.Dataset, path: Path, split: str | None) -> datasets.Dataset | datasets.DatasetDict:
+def _by_split(
+    rows: Iterable[dict[str, Any]], features: datasets.Features, path: Path, split: str | None
+) -> datasets.Dataset | datasets.DatasetDict:
     if split is not None and split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    rows = _with_images(rows, path.parent)
-    indices: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for i, name in enumerate(rows["split"]):
-        if name not in indices:
-            raise InputError(f"{path}: row {i + 1}: split {name!r} is none of {', '.join(SPLITS)}")
-        indices[name].append(i)
-    present = [name for name in SPLITS if indices[name]]
-    if split is None:
-        return datasets.DatasetDict({name: rows.select(indices[name]) for name in present})
-    if split not in present:
+    folder = path.parent.resolve()
+    by_split: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for number, row in enumerate(rows, start=1):
+        if row["split"] not in by_split:
+            raise InputError(f"{path}: row {number}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+        # Paths only: no image is opened or embedded here.
+        by_split[row["split"]].append(row | {"images": [str(folder / image) for image in row["images"]]})
+    present = [name for name in SPLITS if by_split[name]]
+    if not present:
+        raise InputError(f"{path}: is empty; {_HINT}")
+    if split is not None and split not in present:
         raise InputError(f"{path}: the split {split} is empty; there are {', '.join(present)}")
-    return rows.select(indices[split])
-
-
-def _with_images(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
-    """Makes the paths absolute and lets them be decoded on access; no image is opened or embedded here."""
-    folder = folder.resolve()
-    column = [[str(folder / path) for path in paths] for paths in rows["images"]]
-    order = rows.column_names
-    rows = rows.remove_columns("images").add_column("images", column, feature=datasets.List(_TEXT))
-    return rows.select_columns(order).cast_column("images", _IMAGES)
+    wanted = present if split is None else [split]
+    loaded = {name: datasets.Dataset.from_list(by_split[name], features=features) for name in wanted}
+    return datasets.DatasetDict(loaded) if split is None else loaded[split]

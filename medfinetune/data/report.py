@@ -55,12 +55,16 @@ def _count_by(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 
 def _examples(dropped: Sequence[Dropped]) -> dict[str, list[dict[str, str]]]:
-    examples: dict[str, list[dict[str, str]]] = {}
+    """A few different ones for each reason and source."""
+    examples: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    num_listed: Counter[tuple[str, str]] = Counter()
     for item in dropped:
-        of_reason = examples.setdefault(item.reason, [])
-        if len(of_reason) < _NUM_EXAMPLES:
-            of_reason.append({"source": item.source, "where": item.where, "detail": item.detail})
-    return examples
+        of_reason = examples.setdefault(item.reason, {})
+        if num_listed[item.reason, item.source] < _NUM_EXAMPLES and (item.source, item.where) not in of_reason:
+            num_listed[item.reason, item.source] += 1
+            values = {"source": item.source, "where": item.where, "detail": item.detail}
+            of_reason[item.source, item.where] = values
+    return {reason: list(found.values()) for reason, found in examples.items()}
 
 
 def _missing_images(dropped: Sequence[Dropped], source: str) -> list[str]:

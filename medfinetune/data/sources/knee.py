@@ -30,11 +30,11 @@ DESCRIPTIONS = {
         "large osteophytes, marked joint space narrowing, severe sclerosis and definite deformity of bone ends",
     ),
     "zh": (
-        "关节间隙无狭窄,无骨赘",
-        "关节间隙可疑狭窄,可能有骨赘",
-        "有明确骨赘,关节间隙可能狭窄",
-        "多发骨赘,关节间隙明确狭窄,有骨质硬化,骨端可能变形",
-        "大量骨赘,关节间隙显著狭窄,严重骨质硬化,骨端明显变形",
+        "关节间隙无狭窄，无骨赘",
+        "关节间隙可疑狭窄，可能有骨赘",
+        "有明确骨赘，关节间隙可能狭窄",
+        "多发骨赘，关节间隙明确狭窄，有骨质硬化，骨端可能变形",
+        "大量骨赘，关节间隙显著狭窄，严重骨质硬化，骨端明显变形",
     ),
 }
 WORDINGS = {
@@ -42,13 +42,13 @@ WORDINGS = {
         "Knee X-ray, Kellgren-Lawrence grade {grade} ({name}): {description}.",
         "Radiograph of the knee with {description}. Osteoarthritis: {name}, KL grade {grade}.",
         "This knee X-ray shows {description}, Kellgren-Lawrence grade {grade}.",
-        "Knee radiograph: {description}; {name} osteoarthritis, grade {grade} of 4.",
+        "Knee radiograph, osteoarthritis grade {grade} of 4 ({name}): {description}.",
     ),
     "zh": (
-        "膝关节X线片,Kellgren-Lawrence {grade}级({name}):{description}。",
-        "膝关节X线片显示{description}。骨关节炎:{name},KL分级{grade}级。",
-        "该膝关节X线片可见{description},Kellgren-Lawrence分级为{grade}级。",
-        "膝关节平片:{description};骨关节炎程度:{name},{grade}级(共4级)。",
+        "膝关节X线片，Kellgren-Lawrence {grade}级（{name}）：{description}。",
+        "膝关节X线片显示{description}。骨关节炎：{name}，KL分级{grade}级。",
+        "该膝关节X线片提示{description}，Kellgren-Lawrence分级为{grade}级。",
+        "膝关节平片：{description}；骨关节炎程度：{name}，{grade}级（共4级）。",
     ),
 }
 
