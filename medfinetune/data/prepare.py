@@ -214,8 +214,8 @@ def _write(rows: list[dict[str, Any]], report: dict[str, Any], output_dir: Path)
     names = (PAIRS_FILE, CHATS_FILE, REPORT_FILE)
     unfinished = {name: output_dir / f"unfinished_{name}" for name in names}
     with pq.ParquetWriter(unfinished[PAIRS_FILE], FEATURES.arrow_schema) as writer:
-        for start in range(0, len(rows), 10_000):
-            writer.write_table(pa.Table.from_pylist(rows[start : start + 10_000], schema=FEATURES.arrow_schema))
+        for start in range(0, len(rows), 2_000):
+            writer.write_table(pa.Table.from_pylist(rows[start : start + 2_000], schema=FEATURES.arrow_schema))
     write_chats(unfinished[PAIRS_FILE], unfinished[CHATS_FILE])
     unfinished[REPORT_FILE].write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     for name in names:

@@ -40,7 +40,7 @@ FEATURES = datasets.Features(
 them one for one, `metadata` is a JSON object (its keys differ from source to source)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One image-text pair as a source found it, before its images were opened.
 
@@ -70,7 +70,7 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Dropped:
     """One record that came in and is not kept.
 
@@ -86,7 +86,7 @@ class Dropped:
     detail: str = ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     """A record whose images were opened and stored, one `StoredImage` for each of `record.images`."""
 

@@ -132,6 +132,13 @@ def test_the_same_input_gives_the_same_bytes(raw, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_ids_are_unique_even_where_the_source_repeats_them(tmp_path):
+    rows = [slake_row(1, 1), slake_row(1, 2), slake_row(1, 3, question="Another one?")]
+    write_slake(tmp_path / "slake", rows, [], [])
+    prepare(PrepareConfig(output_dir=str(tmp_path / "out"), slake_dir=str(tmp_path / "slake"), num_workers=1))
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == ["slake-en-1", "slake-en-1-2", "slake-en-1-3"]
+
+
 def test_max_pairs_keeps_a_sample_by_seed(raw, tmp_path):
     write_table(raw / "many.csv", [{"image": "scans/0.png", "text": f"Report {i}."} for i in range(50)])
 

@@ -62,6 +62,12 @@ def test_totals_are_exact_wherever_groups_allow(seed):
         assert by_group.setdefault(group, split) == split
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_group_that_would_spoil_the_sum_is_passed_over(seed):
+    pairs = [pair(f"{group}-{i}", f"patient:{group}") for group in range(20) for i in range(7 if group % 2 else 4)]
+    assert Counter(draw(pairs, 8 / len(pairs), seed=seed).splits)["validation"] == 8
+
+
 def test_groups_too_large_give_the_nearest_below():
     pairs = [pair(f"{group}-{i}", f"patient:{group}") for group in range(10) for i in range(7)]
     assert Counter(draw(pairs, 0.15).splits) == {"train": 63, "validation": 7}
