@@ -138,6 +138,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            columns = reader.fieldnames or []
+            repeated = next((column for column in columns if columns.count(column) > 1), None)
+            if repeated is not None:
+                raise InputError(f"{path}: column {repeated!r} stands more than once")
             # The header is row 1, as a spreadsheet counts.
             for number, row in enumerate(reader, start=2):
                 if None in row:

@@ -111,6 +111,7 @@ def test_what_cannot_be_used_has_a_reason(folder):
         ("a.csv", "picture,text\nscans/0.png,x\n", "column image is missing; it has picture, text"),
         ("a.csv", "image,text\n", "holds no row"),
         ("a.csv", "", "holds no row"),
+        ("a.csv", "image,text,text\nscans/0.png,a,b\n", "column 'text' stands more than once"),
         ("a.csv", "image,text\nscans/0.png,a,b\n", "row 2 has more cells than the header"),
         ("a.csv", 'image,text\nscans/0.png,"never closed\n', "is no CSV"),
         ("a.csv", "image,text\nscans/0.png,未见骨折\n".encode("gb18030"), "is not in UTF-8"),
