@@ -5,9 +5,17 @@ from typing import Any, Literal
 
 import datasets
 
+from medfinetune.data.images import StoredImage
+
 Split = Literal["train", "validation", "test"]
 Task = Literal["caption", "report", "question"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SOURCES = ("knee", "pad_ufes", "slake", "reports")
+"""In the order in which they are read, counted and written."""
+
+# Reasons that more than one source gives.
+MISSING_IMAGE = "image file is missing"
+OTHER_LANGUAGE = "language is not among `languages`"
 
 FEATURES = datasets.Features(
     {
@@ -32,7 +40,7 @@ FEATURES = datasets.Features(
 them one for one, `metadata` is a JSON object (its keys differ from source to source)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One image-text pair as a source found it, before its images were opened.
 
@@ -62,7 +70,7 @@ class Record:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Dropped:
     """One record that came in and is not kept.
 
@@ -76,3 +84,26 @@ class Dropped:
     where: str
     reason: str
     detail: str = ""
+
+
+@dataclass(slots=True)
+class Pair:
+    """A record whose images were opened and stored, one `StoredImage` for each of `record.images`."""
+
+    record: Record
+    images: list[StoredImage]
+
+    @property
+    def pixels(self) -> tuple[str, ...]:
+        """What identifies the images, whatever their files are called and however they were compressed."""
+        return tuple(image.sha256 for image in self.images)
+
+    def absorb(self, other: "Pair") -> None:
+        """Takes over what ties a dropped duplicate to a split, so that dropping it opens no leak."""
+        self.record.group_keys = list(dict.fromkeys([*self.record.group_keys, *other.record.group_keys]))
+        splits = [split for split in (self.record.split, other.record.split) if split is not None]
+        self.record.split = max(splits, key=SPLITS.index, default=None)
+
+    def drop(self, reason: str, detail: str = "") -> Dropped:
+        """The same record, dropped."""
+        return Dropped(self.record.source, self.record.where, reason, detail)

@@ -1,0 +1,111 @@
+"""Opens what `prepare` wrote as `datasets`, with images that are decoded when they are asked for."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+
+from medfinetune.data.chat import CHATS_FILE, PAIRS_FILE
+from medfinetune.data.schema import FEATURES, SPLITS
+from medfinetune.errors import InputError
+
+_HINT = "make it with: python recipes/prepare.py --config recipes/prepare/demo.yaml"
+_IMAGES = datasets.List(datasets.Image())
+_TEXT = datasets.Value("string")
+_PAIR_FEATURES = datasets.Features(FEATURES | {"images": _IMAGES})
+_CHAT_FEATURES = datasets.Features(
+    {
+        "id": _TEXT,
+        "images": _IMAGES,
+        # Not a struct: that would add `text: None` to the image parts.
+        "messages": datasets.Json(),
+        "split": _TEXT,
+        "language": _TEXT,
+        "source": _TEXT,
+        "task": _TEXT,
+    }
+)
+
+
+def load_pairs(data_dir: str | Path, split: str | None = None) -> datasets.Dataset | datasets.DatasetDict:
+    """Opens `all_med_pairs.parquet`.
+
+    Args:
+        data_dir: The folder that `prepare` wrote.
+        split: `train`, `validation` or `test`; all that there are, by name, where left out.
+
+    Returns:
+        The columns of `schema.FEATURES`, with `images` as a list of `PIL.Image`, decoded at each access.
+
+    Raises:
+        InputError: The folder, the file or a column is missing, or the split does not exist.
+    """
+    path = _existing(data_dir, PAIRS_FILE)
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is no parquet: {error}") from error
+    _check_columns(path, table.column_names, FEATURES)
+    return _by_split(table.select(list(FEATURES)).to_pylist(), _PAIR_FEATURES, path, split)
+
+
+def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Dataset | datasets.DatasetDict:
+    """Opens `chat_instructions.jsonl`; arguments and errors are those of `load_pairs`.
+
+    Returns:
+        The columns `id, images, messages, split, language, source, task`, with `images` as a list of `PIL.Image`,
+        decoded at each access, and `messages` as they stand in the file.
+    """
+    path = _existing(data_dir, CHATS_FILE)
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}: line {number} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number} is no JSON object")
+            _check_columns(f"{path}: line {number}", row, ("id", "images", "messages", "split"))
+            rows.append({name: row.get(name) for name in _CHAT_FEATURES})
+    return _by_split(rows, _CHAT_FEATURES, path, split)
+
+
+def _existing(data_dir: str | Path, name: str) -> Path:
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {_HINT}")
+    if not (folder / name).is_file():
+        raise InputError(f"{folder / name}: no such file; {_HINT}")
+    return folder / name
+
+
+def _check_columns(where: str | Path, names: Any, wanted: Any) -> None:
+    for column in wanted:
+        if column not in names:
+            raise InputError(f"{where}: column {column} is missing; {_HINT}")
+
+
+def _by_split(
+    rows: Iterable[dict[str, Any]], features: datasets.Features, path: Path, split: str | None
+) -> datasets.Dataset | datasets.DatasetDict:
+    if split is not None and split not in SPLITS:
+        raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    folder = path.parent.resolve()
+    by_split: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for number, row in enumerate(rows, start=1):
+        if row["split"] not in by_split:
+            raise InputError(f"{path}: row {number}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+        # Paths only: no image is opened or embedded here.
+        by_split[row["split"]].append(row | {"images": [str(folder / image) for image in row["images"]]})
+    present = [name for name in SPLITS if by_split[name]]
+    if not present:
+        raise InputError(f"{path}: is empty; {_HINT}")
+    if split is not None and split not in present:
+        raise InputError(f"{path}: the split {split} is empty; there are {', '.join(present)}")
+    wanted = present if split is None else [split]
+    loaded = {name: datasets.Dataset.from_list(by_split[name], features=features) for name in wanted}
+    return datasets.DatasetDict(loaded) if split is None else loaded[split]

@@ -1,0 +1,137 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medfinetune.data.schema import MISSING_IMAGE, OTHER_LANGUAGE, Dropped, Record
+from medfinetune.data.sources import reports
+from medfinetune.errors import InputError
+from tests.data.raw_folders import save, write_table
+
+LANGUAGES = ("en", "zh")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        save(tmp_path / "scans" / f"{i}.png", i)
+    return tmp_path
+
+
+def row(number: int = 0, **cells) -> dict:
+    return {"image": f"scans/{number}.png", "text": f"No fracture in case {number}."} | cells
+
+
+def read(path, columns=None) -> list[Record | Dropped]:
+    return list(reports.read(path, LANGUAGES, columns or {}))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_table_gives_the_same(folder, suffix):
+    rows = [row(0, age="55", split="val"), row(1, age="", split="")]
+    path = folder / f"reports.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(item) for item in rows) + "\n\n")
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_table(path, rows)
+    first, second = read(path)
+    assert (first.text, first.split, first.metadata) == ("No fracture in case 0.", "validation", {"age": "55"})
+    assert first.images == [str(folder / "scans" / "0.png")]
+    assert (second.split, second.metadata, second.license) == (None, {}, None)
+
+
+def test_utf8_mark_and_quoted_newline(folder):
+    text = 'Heart normal, "no" fracture.\n\nLeft effusion.'
+    path = write_table(folder / "reports.csv", [row(0, text=text), row(1)], encoding="utf-8-sig")
+    first, second = read(path)
+    assert first.text == text
+    assert second.where == "row 3"
+
+
+def test_columns_by_mapping(folder):
+    path = write_table(folder / "reports.csv", [{"file": "scans/0.png", "findings": "Normal.", "text": "note"}])
+    (record,) = read(path, {"image": "file", "text": "findings"})
+    assert (record.text, record.metadata) == ("Normal.", {"text": "note"})
+
+
+def test_optional_columns(folder):
+    cells = {
+        "language": "zh-CN",
+        "split": "Test",
+        "patient_id": "7",
+        "label": "normal",
+        "license": "CC0",
+        "task": "caption",
+    }
+    (record,) = read(write_table(folder / "reports.csv", [row(0, **cells)]))
+    assert (record.language, record.split, record.patient_id) == ("zh", "test", "7")
+    assert (record.label, record.license, record.task) == ("normal", "CC0", "caption")
+    assert record.group_keys == ["patient:reports:7"]
+
+
+def test_language_is_told_by_the_characters(folder):
+    records = read(write_table(folder / "reports.csv", [row(0), row(1, text="未见骨折。")]))
+    assert [record.language for record in records] == ["en", "zh"]
+
+
+def test_several_images_and_questions(folder):
+    several = row(0, image="scans/0.png | scans/1.png")
+    question = row(2, text="", task="question", question="Is there a fracture?", answer="No")
+    path = folder / "reports.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in (several, question, row(0, image=["scans/2.png"]))))
+    first, second, third = read(path)
+    assert first.images == [str(folder / "scans" / name) for name in ("0.png", "1.png")]
+    assert (second.text, second.answer) == ("Is there a fracture? No", "No")
+    assert third.images == [str(folder / "scans" / "2.png")]
+
+
+def test_what_cannot_be_used_has_a_reason(folder):
+    rows = [
+        row(0, text=" "),
+        row(1, image=""),
+        row(2, image="scans/2.png|scans/9.png"),
+        row(3, language="fr"),
+        row(3, task="question"),
+    ]
+    rows = [{"language": "", "task": ""} | item for item in rows]
+    items = read(write_table(folder / "reports.csv", rows))
+    reasons = ["text is empty", "no image is named", MISSING_IMAGE, OTHER_LANGUAGE, "question or answer is empty"]
+    assert [item.reason for item in items] == reasons
+    assert items[2].detail == str(folder / "scans" / "9.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "image,split,text\nscans/0.png,holdout,x\n", r"a\.csv: row 2: split 'holdout' is none of"),
+        ("a.csv", "image,task,text\nscans/0.png,poem,x\n", "row 2: task 'poem' is none of"),
+        ("a.csv", "picture,text\nscans/0.png,x\n", "column image is missing; it has picture, text"),
+        ("a.csv", "image,text\n", "holds no row"),
+        ("a.csv", "", "holds no row"),
+        ("a.csv", "image,text,text\nscans/0.png,a,b\n", "column 'text' stands more than once"),
+        ("a.csv", "image,text\nscans/0.png,a,b\n", "row 2 has more cells than the header"),
+        ("a.csv", 'image,text\nscans/0.png,"never closed\n', "is no CSV"),
+        ("a.csv", "image,text\nscans/0.png,未见骨折\n".encode("gb18030"), "is not in UTF-8"),
+        ("a.jsonl", '{"image": "x", "text": "y"}\n{"image"\n', "line 2 is no JSON"),
+        ("a.jsonl", "[]\n", "line 1 is no JSON object"),
+        ("a.parquet", "no parquet", "is no parquet"),
+        ("a.xlsx", "x", r"must end in \.csv"),
+    ],
+)
+def test_wrong_input_is_named(folder, name, content, message):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        read(folder / name)
+
+
+def test_missing_file_and_wrong_mapping(folder):
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+        read(folder / "none.csv")
+    path = write_table(folder / "reports.csv", [row(0)])
+    with pytest.raises(InputError, match="unknown column picture"):
+        read(path, {"picture": "image"})
+    with pytest.raises(InputError, match="column befund is missing"):
+        read(path, {"label": "befund"})

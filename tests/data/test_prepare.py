@@ -1,0 +1,301 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+
+import pyarrow.parquet as pq
+import pytest
+
+from medfinetune.data import image_store
+from medfinetune.data import prepare as prepare_module
+from medfinetune.data.images import store_image
+from medfinetune.data.prepare import PrepareConfig, prepare
+from medfinetune.data.schema import FEATURES
+from medfinetune.errors import InputError
+from medfinetune.parser import parse
+from tests.data.conftest import REPO
+from tests.data.raw_folders import (
+    pad_row,
+    picture,
+    save,
+    slake_row,
+    write_knee,
+    write_pad,
+    write_slake,
+    write_table,
+)
+
+
+def rows_of(output_dir) -> list[dict]:
+    return pq.read_table(output_dir / "all_med_pairs.parquet").to_pylist()
+
+
+def check_sums(report: dict) -> None:
+    assert report["records_in"] == report["pairs"] + sum(report["dropped"].values())
+    by_source = [count for reasons in report["dropped_by_source"].values() for count in reasons.values()]
+    assert sum(by_source) == sum(report["dropped"].values())
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """All four sources, with a trap in each."""
+    folder = tmp_path_factory.mktemp("raw")
+    # 1 is disputed; 2 and 3 show the same pixels under other names.
+    write_knee(folder / "knee", {1: (0, 1), 2: (2, 2), 4: (3, 3)})
+    for expert in ("MedicalExpert-I", "MedicalExpert-II"):
+        name = f"Digital Knee X-ray Images/Knee X-ray Images/{expert}/2Mild/MildG2 (3).bmp"
+        save(folder / "knee" / name, 2)
+    rows = [pad_row(1), pad_row(2, patient_id="PAT_1"), pad_row(3), pad_row(4)]
+    write_pad(folder / "pad", rows, missing=("PAT_4_4_1.png",))
+    broken = folder / "pad/images/imgs_part_1/imgs_part_1/PAT_3_3_1.png"
+    broken.write_bytes(broken.read_bytes()[:150])
+    write_slake(folder / "slake", [slake_row(1, 1), slake_row(2, 1, answer="")], [slake_row(3, 2)], [slake_row(4, 1)])
+    for i in range(3):
+        save(folder / "scans" / f"{i}.png", 100 + i)
+    save(folder / "scans" / "copy of 0.bmp", 100)
+    reports = [
+        {"image": "scans/0.png", "text": "No fracture.", "split": "train", "patient_id": "A"},
+        {"image": "scans/copy of 0.bmp", "text": "No fracture.", "split": "test", "patient_id": "B"},
+        {"image": "scans/1.png", "text": "Fracture, left.", "split": "train", "patient_id": "B"},
+        {"image": "scans/2.png", "text": "Effusion.", "split": "train", "patient_id": "C"},
+    ]
+    write_table(folder / "reports.csv", reports)
+    return folder
+
+
+def config_for(raw, output_dir, **values) -> PrepareConfig:
+    sources = {"knee_dir": "knee", "pad_ufes_dir": "pad", "slake_dir": "slake", "reports_file": "reports.csv"}
+    given = {key: str(raw / name) for key, name in sources.items()} | {"num_workers": 1, "languages": ["en"]}
+    return PrepareConfig(output_dir=str(output_dir), **(given | values))
+
+
+def test_all_sources_at_once(raw, tmp_path):
+    report = prepare(config_for(raw, tmp_path))
+    check_sums(report)
+    assert report == json.loads((tmp_path / "data_report.json").read_text())
+    assert report["records_in"] == 8 + 4 + 4 + 4
+    assert report["dropped"] == {
+        "duplicate": 6,
+        "graders dispute the grade": 1,
+        "image file is missing": 1,
+        "question or answer is empty": 1,
+        "unreadable image: truncated image": 1,
+    }
+    assert report["by_source"] == {"knee": 2, "pad_ufes": 2, "slake": 3, "reports": 3}
+    assert report["missing_image_files"] == {"pad_ufes": 1}
+    assert report["by_label"]["knee"] == {"2": 1, "3": 1}
+    (example,) = report["dropped_examples"]["unreadable image: truncated image"]
+    assert example["where"] == "metadata.csv row 4"
+    assert "PAT_3_3_1.png" in example["detail"]
+
+
+def test_rows_have_the_schema_and_their_images(raw, tmp_path):
+    prepare(config_for(raw, tmp_path, languages=["en", "zh"]))
+    assert pq.read_schema(tmp_path / "all_med_pairs.parquet").equals(FEATURES.arrow_schema)
+    rows = rows_of(tmp_path)
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert len(row["images"]) == len(row["pixel_sha256"])
+        for file, sha256 in zip(row["images"], row["pixel_sha256"], strict=True):
+            assert store_image(tmp_path / file, tmp_path / "again", 2240).sha256 == sha256
+        assert isinstance(json.loads(row["metadata"]), dict)
+    assert Counter((row["source"], row["language"]) for row in rows)["knee", "zh"] == 2
+
+
+def test_no_patient_image_or_group_on_two_sides(raw, tmp_path):
+    prepare(config_for(raw, tmp_path, validation_fraction=0.4, languages=["en", "zh"]))
+    sides = defaultdict(set)
+    for row in rows_of(tmp_path):
+        keys = [row["group_id"], f"{row['source']} {row['patient_id'] or row['id']}", *row["pixel_sha256"]]
+        for key in keys:
+            sides[key].add(row["split"])
+    assert all(len(splits) == 1 for splits in sides.values())
+
+
+def test_a_dropped_duplicate_still_ties_its_patient_and_split(raw, tmp_path):
+    report = prepare(config_for(raw, tmp_path))
+    rows = [row for row in rows_of(tmp_path) if row["source"] == "reports"]
+    # The same scan was filed under A in train and under B in test: both patients are test now.
+    assert [(row["patient_id"], row["split"]) for row in rows] == [("A", "test"), ("B", "test"), ("C", "train")]
+    assert report["moved_to_the_split_of_their_group"] == 1
+
+
+def test_the_same_input_gives_the_same_bytes(raw, tmp_path):
+    first = config_for(raw, tmp_path / "a", languages=["en", "zh"], validation_fraction=0.3)
+    second = config_for(raw, tmp_path / "b", languages=["en", "zh"], validation_fraction=0.3, num_workers=2)
+    prepare(first)
+    prepare(second)
+    for name in ("all_med_pairs.parquet", "chat_instructions.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_ids_are_unique_even_where_the_source_repeats_them(tmp_path):
+    rows = [slake_row(1, 1), slake_row(1, 2), slake_row(1, 3, question="Another one?")]
+    write_slake(tmp_path / "slake", rows, [], [])
+    prepare(PrepareConfig(output_dir=str(tmp_path / "out"), slake_dir=str(tmp_path / "slake"), num_workers=1))
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == ["slake-en-1", "slake-en-1-2", "slake-en-1-3"]
+
+
+def test_max_pairs_keeps_a_sample_by_seed(raw, tmp_path):
+    write_table(raw / "many.csv", [{"image": "scans/0.png", "text": f"Report {i}."} for i in range(50)])
+
+    def sample(name, **values):
+        config = PrepareConfig(output_dir=str(tmp_path / name), reports_file=str(raw / "many.csv"), **values)
+        report = prepare(config)
+        check_sums(report)
+        return report, {row["id"] for row in rows_of(tmp_path / name)}
+
+    report, some = sample("a", max_pairs={"reports": 20})
+    assert (report["pairs"], report["dropped"]) == (20, {"over max_pairs": 30})
+    assert sample("b", max_pairs={"reports": 20})[1] == some
+    assert sample("c", max_pairs={"reports": 20}, seed=1)[1] != some
+    assert sample("d", max_pairs={"reports": 25})[1] > some
+    assert sample("e", max_pairs={"reports": 50})[0]["dropped"] == {}
+
+
+def test_a_source_without_any_image_is_said_loudly(raw, tmp_path):
+    write_slake(tmp_path / "slake", [slake_row(1, 1), slake_row(2, 2)], [], [])
+    for path in (tmp_path / "slake" / "imgs").rglob("*.jpg"):
+        path.unlink()
+    report = prepare(config_for(raw, tmp_path / "out", slake_dir=str(tmp_path / "slake")))
+    assert report["warnings"][-2:] == [
+        "slake: NOTHING IS KEPT of its 2 records",
+        "slake: 2 image files are missing, the first is imgs/xmlab1/source.jpg",
+    ]
+    with pytest.raises(InputError, match=r"no pair is left of 2 records \(image file is missing: 2\)"):
+        prepare(PrepareConfig(output_dir=str(tmp_path / "none"), slake_dir=str(tmp_path / "slake")))
+
+
+def test_a_failed_run_leaves_the_earlier_output(raw, tmp_path, monkeypatch):
+    prepare(config_for(raw, tmp_path))
+    names = ("all_med_pairs.parquet", "chat_instructions.jsonl", "data_report.json")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    with pytest.raises(InputError):
+        prepare(config_for(raw, tmp_path, knee_dir=str(raw / "none")))
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(prepare_module, "write_chats", fail)
+    with pytest.raises(InputError, match="cannot be written"):
+        prepare(config_for(raw, tmp_path, seed=3, validation_fraction=0.3))
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+
+
+def test_a_second_run_opens_no_image(raw, tmp_path, monkeypatch):
+    config = config_for(raw, tmp_path)
+    first = prepare(config)
+
+    def forbid(path, *_):
+        # A failed file is tried again.
+        raise AssertionError(path)
+
+    monkeypatch.setattr(
+        image_store, "store_image", lambda path, *rest: store_image(path, *rest) if "PAT_3" in path else forbid(path)
+    )
+    second = prepare(config)
+    assert first | {"seconds": 0} == second | {"seconds": 0}
+
+
+def test_killed_runs_go_on_to_the_same_parquet(tmp_path):
+    rows = []
+    for i in range(60):
+        save(tmp_path / "scans" / f"{i}.png", picture(i, (500, 400)))
+        rows.append({"image": f"scans/{i}.png", "text": f"Report {i}."})
+    write_table(tmp_path / "reports.csv", rows)
+    command = [sys.executable, "recipes/prepare.py", "--reports_file", str(tmp_path / "reports.csv")]
+    command += ["--num_workers", "2", "--output_dir"]
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, str(tmp_path / name)], cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    assert start("undisturbed").wait() == 0
+    journal = tmp_path / "killed" / image_store.JOURNAL
+    for num_done in (5, 30):
+        process = start("killed")
+        while process.poll() is None and (not journal.exists() or journal.read_text().count("}") < num_done):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait() == 0
+    expected = (tmp_path / "undisturbed" / "all_med_pairs.parquet").read_bytes()
+    assert (tmp_path / "killed" / "all_med_pairs.parquet").read_bytes() == expected
+    done = [json.loads(line)["key"] for line in journal.read_text().splitlines() if line.endswith("}")]
+    assert len(done) == len(set(done)) == 60, "a done image was decoded again"
+
+
+def test_the_original_mix_splits_into_2201_and_116(tmp_path):
+    """2,317 pairs, one more than enough of each source but the own reports, through the real configuration."""
+    write_knee(tmp_path / "knee", {i: (i % 5, i % 5) for i in range(751)})
+    write_pad(tmp_path / "pad", [pad_row(i) for i in range(201)])
+    write_slake(tmp_path / "slake", [slake_row(i, i) for i in range(301)], [], [])
+    reports = []
+    for i in range(117):
+        save(tmp_path / "scans" / f"{i}.png", 3_000_000 + i)
+        reports.append({"image": f"scans/{i}.png", "text": f"Report {i}."})
+    write_table(tmp_path / "reports.csv", reports)
+    argv = ["--config", str(REPO / "recipes/prepare/original_mix.yaml"), "--output_dir", str(tmp_path / "out")]
+    for key, name in (("knee_dir", "knee"), ("pad_ufes_dir", "pad"), ("slake_dir", "slake")):
+        argv += [f"--{key}", str(tmp_path / name)]
+    config = parse(PrepareConfig, "", argv=[*argv, "--reports_file", str(tmp_path / "reports.csv")])
+    report = prepare(config)
+    check_sums(report)
+    assert report["by_source"] == {"knee": 1500, "pad_ufes": 400, "slake": 300, "reports": 117}
+    assert report["pairs"] == 2317
+    assert report["by_split"] == {"train": 2201, "validation": 116}
+    splits = {row["id"]: row["split"] for row in rows_of(tmp_path / "out")}
+    prepare(config)
+    assert {row["id"]: row["split"] for row in rows_of(tmp_path / "out")} == splits
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give at least one of knee_dir"),
+        ({"languages": ["fr"]}, "languages"),
+        ({"languages": []}, "languages"),
+        ({"validation_fraction": 1.0}, "validation_fraction"),
+        ({"validation_fraction": 0.6, "test_fraction": 0.5}, "nothing to train on"),
+        ({"max_pairs": {"kne": 1}}, "max_pairs: unknown source kne"),
+        ({"max_pairs": {"knee": -1}}, "max_pairs: knee: -1"),
+        ({"max_side_px": 0}, "max_side_px"),
+        ({"num_workers": 0}, "num_workers"),
+    ],
+)
+def test_wrong_keys_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        PrepareConfig(output_dir="out", **({"knee_dir": "x"} if values else {}) | values)
+
+
+def test_output_that_cannot_be_written(raw, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file: cannot be written"):
+        prepare(config_for(raw, tmp_path / "file"))
+
+
+@pytest.mark.slow
+def test_real_folders(real_data, tmp_path):
+    config = PrepareConfig(
+        output_dir=str(tmp_path),
+        knee_dir=str(real_data / "knee"),
+        pad_ufes_dir=str(real_data / "pad_ufes_20"),
+        slake_dir=str(real_data / "slake"),
+        languages=["en"],
+        num_workers=os.cpu_count(),
+    )
+    report = prepare(config)
+    check_sums(report)
+    assert report["by_source"] == {"knee": 1566, "pad_ufes": 257}
+    assert report["dropped_by_source"]["knee"] == {"duplicate": 1721, "graders dispute the grade": 13}
+    assert report["dropped_by_source"]["pad_ufes"] == {"image file is missing": 2041}
+    assert report["by_label"]["knee"] == {"0": 469, "1": 469, "2": 219, "4": 206, "3": 203}
+    assert report["missing_image_files"] == {"pad_ufes": 2041, "slake": 642}
+    assert any("slake: 642 image files are missing" in warning for warning in report["warnings"])
+    assert report["images"] == 1823
+    bilateral = [json.loads(row["metadata"]).get("bilateral") for row in rows_of(tmp_path)]
+    assert 0 < sum(map(bool, bilateral)) < 372
