@@ -2,15 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
-
-import datasets
-import evaluate
 
 from medfinetune.errors import InputError
 from medfinetune.evaluation.findings import CONTRADICTORY, read_findings
-from medfinetune.evaluation.lexicon import Lexicon, load_lexicon
+from medfinetune.evaluation.lexicon import Lexicon
 
 Comparison = dict[str, dict[str, Any]]
 """Finding -> `reference` (value), `stated` (value, None where left out) and `right`."""
@@ -111,31 +107,3 @@ def _share(outcomes: Iterable[bool]) -> dict[str, Any]:
     outcomes = list(outcomes)
     share = sum(outcomes) / len(outcomes) if outcomes else None
     return {"finding_accuracy": share, "num_findings": len(outcomes), "num_right": sum(outcomes)}
-
-
-class FindingAccuracy(evaluate.Metric):
-    """`finding_accuracy` as a metric of `evaluate`; works without a network.
-
-    Args:
-        lexicon: The name of a lexicon that comes with the library, or a YAML file.
-    """
-
-    def __init__(self, lexicon: str | Path = "phantom", **kwargs: Any):
-        self.lexicon = load_lexicon(lexicon)
-        super().__init__(**{"keep_in_memory": True} | kwargs)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of the references' findings (attribute, negation, side, grade) that the predictions "
-            "state rightly; one left out counts as wrong.",
-            citation="",
-            inputs_description="predictions and references: texts, in [0, 1]; languages: optional, one for each text.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
-
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        return finding_accuracy(predictions, references, self.lexicon, languages)

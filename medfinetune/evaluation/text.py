@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import sacrebleu.metrics
 
 from medfinetune.errors import InputError
@@ -43,28 +41,3 @@ def bleu_by_language(
         chosen = [i for i, spoken in enumerate(languages) if spoken == language]
         result[language] = bleu([predictions[i] for i in chosen], [references[i] for i in chosen], language)
     return result
-
-
-class Bleu(evaluate.Metric):
-    """`bleu` as a metric of `evaluate`; works without a network, unlike the hub's.
-
-    Args:
-        language: Of the texts; decides how they are cut into tokens.
-    """
-
-    def __init__(self, language: str = "en", **kwargs: Any):
-        self.language = language
-        super().__init__(**{"keep_in_memory": True} | kwargs)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Corpus BLEU of texts in one language, by sacrebleu.",
-            citation="Post 2018, A Call for Clarity in Reporting BLEU Scores, arXiv:1804.08771",
-            inputs_description="predictions and references: texts; score in [0, 100].",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        return bleu(predictions, references, self.language)
