@@ -58,7 +58,7 @@ def main() -> None:
         if lexicon is None:
             print("no lexicon is given: finding accuracy is left out")
         start = time.perf_counter()
-        model, processor = load_decoder(config.decoder_dir, config.decoder_revision)
+        model, processor = load_decoder(config.decoder_dir, config.decoder_revision, config.decoder_dtype)
         results["decoder"], predictions = evaluate_decoder(
             model.to(device).eval(),
             processor,

@@ -1,6 +1,7 @@
 """The keys of `recipes/evaluate.py`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from medfinetune.data.schema import SPLITS
 from medfinetune.errors import InputError
@@ -16,6 +17,9 @@ class EvaluateConfig:
     encoder_revision: str | None = field(default=None, metadata={"help": "its commit, tag or branch on the Hub"})
     decoder_dir: str | None = field(default=None, metadata={"help": "a Mllama checkpoint: a folder or a Hub name"})
     decoder_revision: str | None = field(default=None, metadata={"help": "its commit, tag or branch on the Hub"})
+    decoder_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "the real decoder needs 43 GB in float32, half of it in bfloat16"}
+    )
     split: str = field(default="test", metadata={"help": "the split that is evaluated"})
     tasks: list[str] = field(default_factory=lambda: ["report"], metadata={"help": "the tasks that are evaluated"})
     max_cases: int | None = field(default=None, metadata={"help": "so many cases, drawn at random; all where left out"})
