@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoTokenizer, MllamaForConditionalGeneration, MllamaImageProcessorPil, MllamaProcessor
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoTokenizer,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaImageProcessorPil,
+    MllamaProcessor,
+)
 
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.errors import InputError, why_not_loaded
@@ -57,6 +63,25 @@ def _load_model(name: str, revision: str | None, dtype: str) -> MllamaForConditi
     return MllamaForConditionalGeneration.from_pretrained(
         name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
     )
+
+
+def describe_parameters(args: MllamaSFTConfig) -> str:
+    """How many parameters a run would train, counted on the meta device: no weight is loaded.
+
+    A checkpoint that is not at hand is taken for the 11B shape, whose config is transformers' default.
+    """
+    local = Path(args.model_name_or_path).is_dir()
+    config = MllamaConfig.from_pretrained(args.model_name_or_path) if local else MllamaConfig()
+    with torch.device("meta"):
+        model: Any = MllamaForConditionalGeneration(config)
+        if args.use_peft:
+            model = get_peft_model(model, lora_config(args))
+        elif args.freeze_vision:
+            model.model.vision_model.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    shape = "" if local else " (of the 11B shape; the checkpoint was not looked at)"
+    return f"{trained:,} of {total:,} parameters would be trained{shape}"
 
 
 def lora_config(args: MllamaSFTConfig) -> LoraConfig:

@@ -8,10 +8,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from medfinetune.data.images import UnreadableImage
 from torch import Tensor
 from tqdm import tqdm
 
+from medfinetune.data.images import UnreadableImage
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.errors import InputError
 

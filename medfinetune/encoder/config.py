@@ -34,6 +34,9 @@ class SigLIPConfig(TrainingArguments):
         default="keep",
         metadata={"help": "keep: the checkpoint's own temperature and bias. paper: log 10 and -10, as from scratch."},
     )
+    logit_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
+    )
     save_strategy: str = field(default="steps", metadata={"help": "When to save: steps, epoch or no."})
     metric_for_best_model: str = field(
         default="recall_at_1", metadata={"help": "The validation figure that chooses the checkpoint."}

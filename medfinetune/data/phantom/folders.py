@@ -51,7 +51,7 @@ class Sizes:
     knee: int = 60
     pad_ufes: int = 40
     slake: int = 30
-    report_train: int = 2000
+    report_train: int = 3000
     report_validation: int = 64
     report_test: int = 128
 
