@@ -47,7 +47,7 @@ def start_default(kind: str, root: Path = DEMO_DIR) -> None:
     """
     print(
         f"no config given: training the demo's tiny {kind} on generated images, into {root / kind}.\n"
-        f"With your own data: accelerate launch recipes/{kind}.py --config recipes/{kind}/<one>.yaml --data_dir <folder>"
+        f"With your own data: accelerate launch recipes/{kind}.py --config recipes/{kind}/<one>.yaml --data_dir <dir>"
     )
     make_demo_inputs(root)
     with FileLock(root / ".lock"):

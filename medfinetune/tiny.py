@@ -90,7 +90,7 @@ def make_tiny_siglip(output_dir: Path, seed: int = 0, image_size_px: int = 48) -
     SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(output_dir)
 
 
-def make_tiny_mllama(output_dir: Path, seed: int = 0, image_size_px: int = 96, patch_size_px: int = 16) -> None:
+def make_tiny_mllama(output_dir: Path, seed: int = 0, image_size_px: int = 48, patch_size_px: int = 12) -> None:
     """Writes a Mllama of about 0.4 M random parameters with a byte-level vocabulary of its own.
 
     Its gates are open (a fresh Mllama has them at 0 and cannot see), and like the real one it has an `<|image|>`

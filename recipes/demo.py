@@ -1,6 +1,6 @@
 """The whole job on generated images: raw folders, pairs, both models, evaluation, a page of results.
 
-    make demo
+make demo
 """
 
 import json

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from medfinetune.errors import InputError
@@ -64,4 +65,6 @@ class SigLIPConfig(TrainingArguments):
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
         elif self.load_best_model_at_end:
             self.load_best_model_at_end = False
+        if self.dry_run and not torch.accelerator.is_available():
+            self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         super().__post_init__()
