@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -16,6 +17,24 @@ import yaml
 from medfinetune.errors import InputError
 
 Config = TypeVar("Config")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain words: `no` and `on` are text (`eval_strategy: no`), `1e-4` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+|\.\d+|\d+\.\d*|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    "-+0123456789.",
+)
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -89,8 +108,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -158,7 +177,7 @@ def _from_command_line(value: str | list[str], hint: Any) -> Any:
     if hint is str or set(typing.get_args(hint)) == {str, type(None)}:
         return value
     try:
-        return yaml.safe_load(value)
+        return yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         return value
 

@@ -36,6 +36,15 @@ def test_yaml_and_command_line(tmp_path):
     assert config == Config("out", 8, 1e-4, True, "0123", ["en", "zh"])
 
 
+def test_no_is_a_word(tmp_path):
+    """YAML 1.1 reads `eval_strategy: no` as false, and 1e-4 as text."""
+    for argv in (written(tmp_path, "output_dir: no\nlearning_rate: 1e-4\nfp16: true\n"), ["--output_dir", "no"]):
+        assert parse(Config, "", argv=argv).output_dir == "no"
+    path = written(tmp_path, "output_dir: o\nuse_cpu: true\neval_strategy: no\ndata_dir: d\n")
+    assert parse(SigLIPConfig, "", argv=path).eval_strategy == "no"
+    assert parse(SigLIPConfig, "", argv=["--output_dir", "o", "--use_cpu", "--eval_strategy", "no"]).do_eval is False
+
+
 def test_list_on_the_command_line(tmp_path):
     assert parse(Config, "", argv=["--output_dir", "o", "--languages", "en", "zh"]).languages == ["en", "zh"]
 

@@ -101,11 +101,12 @@ def _chest(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
         if findings["fracture"] != side:
             frame.line([inner, outer], 226, 0.075)
         else:
-            drop = 0.13 * rng.uniform(0.9, 1.15)
-            frame.line([inner, (sign * 0.17, y + 0.03)], 226, 0.075)
-            frame.line([(sign * 0.25, y + drop), (sign * 0.46, y + drop + 0.05)], 226, 0.075)
+            # The outer half hangs down before the dark lung.
+            drop = rng.uniform(0.9, 1.1)
+            frame.line([inner, (sign * 0.19, y + 0.03)], 226, 0.075)
+            frame.line([(sign * 0.26, y + 0.08 * drop), (sign * 0.40, y + 0.30 * drop)], 226, 0.085)
     if findings["device"] == "pacemaker":
-        x, y = rng.choice([-1, 1]) * rng.uniform(0.24, 0.32), rng.uniform(-0.16, -0.10)
+        x, y = rng.choice([-1, 1]) * rng.uniform(0.24, 0.32), rng.uniform(0.0, 0.06)
         frame.line([(x, y), (0.02, y - 0.02), (0.05, 0.2)], 250, 0.02)
         frame.polygon([(x - 0.12, y - 0.1), (x + 0.12, y - 0.1), (x + 0.12, y + 0.1), (x - 0.12, y + 0.1)], 255)
 
