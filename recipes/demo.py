@@ -4,6 +4,7 @@ make demo
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from medfinetune.parser import run
 RECIPES = Path(__file__).parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--num_cpu_threads_per_process", str(os.cpu_count())]  # accelerate's default is one
 STEPS = {
     "encoder": [*LAUNCH, str(RECIPES / "encoder.py"), "--config", str(RECIPES / "encoder" / "demo.yaml")],
     "decoder": [*LAUNCH, str(RECIPES / "decoder.py"), "--config", str(RECIPES / "decoder" / "demo.yaml")],

@@ -46,7 +46,12 @@ _QUESTIONS = {
 
 # As in a hospital, most training images are normal ones. It also keeps single findings worth learning: where all
 # combinations are equally common, a few loud attributes tell any two images of a batch apart.
-_TRAINING_ODDS = {"none": 2.0, "normal": 2.0, "frontal": 2.0}
+_TRAINING_ODDS = {
+    ("view", "frontal"): 2.0,
+    ("device", "none"): 2.0,
+    ("effusion", "none"): 2.0,
+    ("heart", "normal"): 2.0,
+}
 _PARTIAL = 0.3
 
 
@@ -188,7 +193,7 @@ def _write_reports(folder: Path, sizes: Sizes, rng: np.random.Generator, progres
     num_test, num_validation = sizes.report_test, sizes.report_validation
     held_out = {"test": every[:num_test], "validation": every[num_test : num_test + num_validation]}
     seen = every[num_test + num_validation :]
-    odds = np.array([np.prod([_TRAINING_ODDS.get(value, 1.0) for value in findings.values()]) for findings in seen])
+    odds = np.array([np.prod([_TRAINING_ODDS.get(finding, 1.0) for finding in findings.items()]) for findings in seen])
     drawn = rng.choice(len(seen), size=sizes.report_train, p=odds / odds.sum())
     held_out["train"] = [seen[i] for i in drawn]
     with (folder / "reports.csv").open("w", newline="", encoding="utf-8") as file:
