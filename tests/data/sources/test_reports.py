@@ -62,6 +62,7 @@ def test_optional_columns(folder):
         "language": "zh-CN",
         "split": "Test",
         "patient_id": "7",
+        "study_id": "9",
         "label": "normal",
         "license": "CC0",
         "task": "caption",
@@ -69,7 +70,7 @@ def test_optional_columns(folder):
     (record,) = read(write_table(folder / "reports.csv", [row(0, **cells)]))
     assert (record.language, record.split, record.patient_id) == ("zh", "test", "7")
     assert (record.label, record.license, record.task) == ("normal", "CC0", "caption")
-    assert record.group_keys == ["patient:reports:7"]
+    assert record.group_keys == ["study:reports:9"]
 
 
 def test_language_is_told_by_the_characters(folder):
