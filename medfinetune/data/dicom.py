@@ -20,7 +20,7 @@ def _codes(codes: str) -> frozenset[str]:
 
 
 # Closed lists: a code field may hold anything that somebody typed, a name too.
-_MODALITIES = _codes("CR CT DX ES GM IO IVUS MG MR NM OCT OP OPT OT PT PX RF RG SC SEG SM US XA XC")
+_MODALITIES = _codes("CR CT DX ES GM IO IVUS MG MR NM OCT OP OPT PT PX RF RG SC SEG SM US XA XC")
 _VIEWS = _codes("AP PA LL RL LLD LLO RLD RLO CC ML MLO LM LMO SIO XCCL LAT LATERAL OBL OBLIQUE AXIAL")
 _SIDES = _codes("L R U B")
 _BODY_PARTS = _codes(

@@ -66,7 +66,8 @@ def _gallery(ledger: Ledger) -> dict[str, list[dict[str, str]]]:
     gallery = {}
     for source in SOURCES:
         numbers = [n for (n,) in ledger.query("SELECT n FROM pairs WHERE source = ? ORDER BY n", source)]
-        chosen = numbers[:: max(1, len(numbers) // _NUM_IN_GALLERY)][:_NUM_IN_GALLERY]
+        count = min(len(numbers), _NUM_IN_GALLERY)
+        chosen = [numbers[i * len(numbers) // count] for i in range(count)]
         shown = []
         for n in chosen:
             _, pair = next(ledger.pairs("n = ?", values=(n,)))

@@ -106,8 +106,8 @@ def find_confused(ledger: Ledger, tokenizer: Any | None = None) -> dict[str, Any
         ledger.define("seen_as", lambda text: " ".join(map(str, tokenizer(text).input_ids)), 1)
     ledger.define("meaning", meaning, 1)
     groups = ledger.query(
-        "SELECT json_group_array(text) FROM (SELECT MIN(text) AS text, seen_as(text) AS seen, meaning(text) AS said "
-        "FROM pairs GROUP BY seen, said) GROUP BY seen HAVING COUNT(*) > 1"
+        "SELECT json_group_array(text) FROM (SELECT MIN(text) AS text, seen_as(text) AS seen, meaning(text) AS sense "
+        "FROM pairs GROUP BY seen, sense) GROUP BY seen HAVING COUNT(*) > 1"
     )
     found, examples = 0, []
     for (texts,) in groups:

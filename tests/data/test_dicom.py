@@ -6,12 +6,12 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_windowing
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from medfinetune.data.dicom import window
 from medfinetune.data.images import ImageOptions, UnreadableImage, hash_patient, open_image, store_image
+from tests.data.raw_folders import write_dicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -26,25 +26,6 @@ def dataset_of(name: str) -> pydicom.Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pydicom.dcmread(bundled(name), force=True)
-
-
-def write(path: Path, values: np.ndarray, **elements) -> Path:
-    """A DICOM file of our own, with a patient in its header."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = elements.pop("syntax", ExplicitVRLittleEndian)
-    meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID = generate_uid(), "1.2.840.10008.5.1.4.1.1.7"
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = "Doe^Jane", "4711", "19500101"
-    dataset.InstitutionName = "St. Elsewhere"
-    dataset.Rows, dataset.Columns = values.shape[-2:]
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, int(values.dtype.kind == "i")
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = values.tobytes()
-    dataset.save_as(path)
-    return path
 
 
 def grey(path, **options) -> np.ndarray:
@@ -125,12 +106,12 @@ def test_deep_colour_and_palette():
 
 def test_monochrome1_is_inverted(tmp_path):
     values = np.array([[0, 1000, 4095]], np.uint16)
-    plain = grey(write(tmp_path / "a.dcm", values))
-    inverted = grey(write(tmp_path / "b.dcm", values, PhotometricInterpretation="MONOCHROME1"))
+    plain = grey(write_dicom(tmp_path / "a.dcm", values))
+    inverted = grey(write_dicom(tmp_path / "b.dcm", values, PhotometricInterpretation="MONOCHROME1"))
     assert plain.tolist() == [[0, 62, 255]]
     assert inverted.tolist() == [[255, 193, 0]]
     windowed = {"WindowCenter": [1000.5, 5], "WindowWidth": [2, 5], "PhotometricInterpretation": "MONOCHROME1"}
-    assert grey(write(tmp_path / "c.dcm", values, **windowed)).tolist() == [[255, 128, 0]]
+    assert grey(write_dicom(tmp_path / "c.dcm", values, **windowed)).tolist() == [[255, 128, 0]]
 
 
 def test_voi_lut_sequence(tmp_path):
@@ -138,13 +119,13 @@ def test_voi_lut_sequence(tmp_path):
     item.LUTDescriptor = [3, 10, 16]
     item.add_new("LUTData", "US", [0, 65535, 100 * 257])
     values = np.array([[5, 10, 11, 12, 99]], np.uint16)
-    path = write(tmp_path / "a.dcm", values, VOILUTSequence=[item])
+    path = write_dicom(tmp_path / "a.dcm", values, VOILUTSequence=[item])
     assert grey(path).tolist() == [[0, 0, 255, 100, 100]]
 
 
 def test_one_frame_of_many(tmp_path):
     frames = np.stack([np.full((4, 4), 100 * i, np.uint16) for i in range(3)])
-    path = write(tmp_path / "a.dcm", frames, NumberOfFrames=3, BitsStored=8)
+    path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3, BitsStored=8)
     assert [grey(path, dicom_frame=i).max() for i in range(3)] == [0, 100, 200]
     with pytest.raises(UnreadableImage, match="no such frame"):
         open_image(path, dicom_frame=3)
@@ -153,7 +134,7 @@ def test_one_frame_of_many(tmp_path):
 
 def test_only_harmless_tags_and_a_keyed_hash_leave_the_header(tmp_path):
     tags = {"Modality": "DX", "BodyPartExamined": "KNEE", "ViewPosition": "AP", "ImageLaterality": "L"}
-    path = write(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), StudyDescription="Doe, knee", **tags)
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), StudyDescription="Doe, knee", **tags)
     stored = store_image(path, tmp_path, ImageOptions(patient_key=b"k" * 16))
     assert stored.tags == {"modality": "DX", "body_part": "KNEE", "view": "AP", "side": "L"}
     assert stored.patient == hash_patient("4711", b"k" * 16) != hash_patient("4711", b"l" * 16)
@@ -163,7 +144,7 @@ def test_only_harmless_tags_and_a_keyed_hash_leave_the_header(tmp_path):
     without_key = store_image(path, tmp_path, ImageOptions())
     assert (without_key.patient, without_key.names_patient) == ("", True)
     # A code field may hold anything that somebody typed.
-    path = write(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16), BodyPartExamined="DOE JANE", Modality="DX")
+    path = write_dicom(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16), BodyPartExamined="DOE JANE", Modality="DX")
     assert store_image(path, tmp_path, ImageOptions()).tags == {"modality": "DX"}
 
 
@@ -195,10 +176,10 @@ def test_no_bundled_file_crashes():
 
 
 def test_bomb_and_damaged_pixels(tmp_path):
-    path = write(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), Rows=60_000, Columns=60_000)
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), Rows=60_000, Columns=60_000)
     with pytest.raises(UnreadableImage, match="too large"):
         open_image(path)
-    path = write(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16))
+    path = write_dicom(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16))
     content = path.read_bytes()
     path.write_bytes(
         content.replace(ExplicitVRLittleEndian.encode(), JPEGLosslessSV1.encode()[: len(ExplicitVRLittleEndian)])

@@ -6,12 +6,14 @@ import sys
 import time
 from collections import Counter, defaultdict
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from medfinetune.data import image_store
 from medfinetune.data import prepare as prepare_module
-from medfinetune.data.images import ImageOptions, store_image
+from medfinetune.data.images import ImageOptions, hash_patient, store_image
 from medfinetune.data.journal import JOURNAL
 from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
@@ -23,6 +25,7 @@ from tests.data.raw_folders import (
     picture,
     save,
     slake_row,
+    write_dicom,
     write_knee,
     write_pad,
     write_slake,
@@ -300,3 +303,70 @@ def test_real_folders(real_data, tmp_path):
     assert report["images"] == 1823
     bilateral = [json.loads(row["metadata"]).get("bilateral") for row in rows_of(tmp_path)]
     assert 0 < sum(map(bool, bilateral)) < 372
+
+
+def test_all_that_was_dropped_is_listed(raw, tmp_path):
+    report = prepare(config_for(raw, tmp_path))
+    listed = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert Counter(item["reason"] for item in listed) == report["dropped"]
+    assert {"source", "where", "reason", "detail"} == set(listed[0])
+
+
+def test_allowed_licences_only(raw, tmp_path):
+    report = prepare(config_for(raw, tmp_path, allow_licenses=["CC-BY-4.0"]))
+    check_sums(report)
+    assert report["by_license"] == {"CC-BY-4.0": 4}
+    assert report["dropped"]["license is not among `allow_licenses`"] == 3 + 4
+    assert report["licenses_to_check"] == []
+
+
+@pytest.fixture
+def dicom_folder(tmp_path):
+    for i, patient in enumerate(("4711", "4711", "4712", "4713")):
+        values = picture(i).convert("L")
+        write_dicom(tmp_path / "scans" / f"{i}.dcm", np.asarray(values).astype(np.uint16), PatientID=patient)
+        (tmp_path / "scans" / f"{i}.txt").write_text(f"Report {i}.")
+    (tmp_path / "key").write_text("a secret of 21 bytes!")
+    return tmp_path
+
+
+def test_dicom_patients_stay_together_by_a_keyed_hash(dicom_folder):
+    values = {"output_dir": str(dicom_folder / "out"), "reports_dir": str(dicom_folder / "scans"), "num_workers": 1}
+    with pytest.raises(InputError, match=r"4 DICOM records name their patient .* 0\.txt: give patient_key_file"):
+        prepare(PrepareConfig(**values))
+    prepare(PrepareConfig(**values, patient_key_file=str(dicom_folder / "key"), validation_fraction=0.5))
+    rows = rows_of(dicom_folder / "out")
+    patients = [row["patient_id"] for row in rows]
+    assert patients[0] == patients[1] == hash_patient("4711", b"a secret of 21 bytes!")
+    assert len(set(patients)) == 3
+    assert rows[0]["group_id"] == rows[1]["group_id"]
+    for path in (dicom_folder / "out").rglob("*"):
+        for secret in (b"4711", b"a secret", b"Jane", b"Elsewhere"):
+            assert path.is_dir() or secret not in path.read_bytes(), (path, secret)
+
+
+def test_dicom_patients_may_be_ignored_with_a_warning(dicom_folder):
+    config = PrepareConfig(
+        output_dir=str(dicom_folder / "out"), reports_dir=str(dicom_folder / "scans"), dicom_patients="ignore"
+    )
+    report = prepare(config)
+    assert {row["patient_id"] for row in rows_of(dicom_folder / "out")} == {None}
+    assert report["warnings"] == ["dicom_patients: ignore: images of one patient may stand in two splits"]
+
+
+def test_images_that_stood_in_the_table_are_not_left_behind(raw, tmp_path):
+    content = (raw / "scans" / "0.png").read_bytes()
+    pq.write_table(pa.Table.from_pylist([{"image": content, "text": "One."}]), tmp_path / "a.parquet")
+    prepare(PrepareConfig(output_dir=str(tmp_path / "out"), reports_file=str(tmp_path / "a.parquet"), num_workers=1))
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert not (tmp_path / "out" / "images" / "incoming").exists()
+
+
+def test_chats_go_through_to_the_jsonl(raw, tmp_path):
+    turns = [{"role": "user", "content": "Fracture?"}, {"role": "assistant", "content": "No."}]
+    row = {"images": [str(raw / "scans" / "0.png")], "messages": turns}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(row))
+    prepare(PrepareConfig(output_dir=str(tmp_path), reports_file=str(tmp_path / "chats.jsonl"), num_workers=1))
+    (line,) = (tmp_path / "chat_instructions.jsonl").read_text().splitlines()
+    assert json.loads(line)["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "Fracture?"}]
+    assert json.loads(line)["messages"][1]["content"] == [{"type": "text", "text": "No."}]
