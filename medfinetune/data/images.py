@@ -175,7 +175,9 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
     """
     image, tags, patient_id = _open(path, options)
     width, height = image.size
-    sha256 = hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{width}x{height}".encode())
+    digest.update(image.tobytes())
+    sha256 = digest.hexdigest()
     # A reduced copy carries its size in its name, so that another `max_side_px` never finds the wrong one.
     reduced = max(width, height) > options.max_side_px
     file = f"images/{sha256[:2]}/{sha256}{f'-{options.max_side_px}px' if reduced else ''}.png"

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -231,6 +232,40 @@ def test_killed_runs_go_on_to_the_same_parquet(tmp_path):
     assert (tmp_path / "killed" / "all_med_pairs.parquet").read_bytes() == expected
     done = [json.loads(line)["key"] for line in journal.read_text().splitlines() if line.endswith("}")]
     assert len(done) == len(set(done)) == 60, "a done image was decoded again"
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(raw, tmp_path):
+    for i in range(150):
+        save(tmp_path / "scans" / f"{i}.png", picture(i, (400, 300)))
+        (tmp_path / "scans" / f"{i}.txt").write_text(f"Report {i}.")
+    arguments = {"reports_dir": tmp_path / "scans", "knee_dir": raw / "knee", "pad_ufes_dir": raw / "pad"}
+    arguments |= {"slake_dir": raw / "slake", "reports_file": raw / "reports.csv", "num_workers": 2}
+    command = [sys.executable, "recipes/prepare.py"]
+    command += [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+
+    def start(name: str) -> subprocess.Popen:
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*command, "--output_dir", str(tmp_path / name)], cwd=REPO, **silent)
+
+    started = time.perf_counter()
+    assert start("undisturbed").wait() == 0
+    seconds = time.perf_counter() - started
+    rng = random.Random(0)
+    num_killed = 0
+    while num_killed < 10:
+        process = start("killed")
+        # From the first import to the last file.
+        time.sleep(rng.uniform(0.1, 1.0) * seconds)
+        num_killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert start("killed").wait() == 0
+    for name in ("all_med_pairs.parquet", "chat_instructions.jsonl", "dropped.jsonl"):
+        expected = (tmp_path / "undisturbed" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == expected, name
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+    assert not list((tmp_path / "killed").glob("unfinished_*"))
 
 
 def test_the_original_mix_splits_into_2201_and_116(tmp_path):

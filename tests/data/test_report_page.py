@@ -13,9 +13,8 @@ def page(tmp_path_factory) -> str:
     rows = []
     for i in range(6):
         save(folder / f"{i}.png", picture(i, (40, 30)))
-        rows.append(
-            {"image": f"{i}.png", "text": f"Report <{i} mm.", "label": "ab左"[i % 3], "license": "CC-BY-NC-4.0"}
-        )
+        text = f"Report <{i} mm." if i < 5 else "<script>alert(1)</script>"
+        rows.append({"image": f"{i}.png", "text": text, "label": "ab左"[i % 3], "license": "CC-BY-NC-4.0"})
     almost = np.asarray(picture(0, (40, 30))).copy()
     almost[0, 0] = 255 - almost[0, 0]
     from PIL import Image
