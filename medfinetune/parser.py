@@ -155,7 +155,7 @@ def _from_command_line(value: str | list[str], hint: Any) -> Any:
     """A command-line word means what it would mean in the YAML file, but text is never taken for a number."""
     if isinstance(value, list):
         return [_from_command_line(item, (typing.get_args(hint) or (hint,))[0]) for item in value]
-    if {hint, *typing.get_args(hint)} - {type(None)} == {str}:
+    if hint is str or set(typing.get_args(hint)) == {str, type(None)}:
         return value
     try:
         return yaml.safe_load(value)

@@ -1,9 +1,12 @@
 """What both trainers and both training recipes share: callbacks, resuming, and saying what a run will be."""
 
 import math
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import datasets
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from medfinetune.errors import InputError
 
@@ -34,3 +37,80 @@ class StopOnNonFiniteLoss(TrainerCallback):
                 f"step {state.global_step}: the loss is {loss}; lower learning_rate, or use bf16 instead of fp16. "
                 f"Earlier checkpoints in {args.output_dir} are unharmed"
             )
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """Which checkpoint a run continues from; none for a new one.
+
+    `resume_from_checkpoint: true` means the last one in `output_dir`. A path must lie inside `output_dir`, because
+    the optimizer's state is a pickle, which is only to be read where the run itself wrote it.
+
+    Raises:
+        InputError: Nothing to resume, a path outside `output_dir`, or a new run over an earlier one's checkpoints.
+    """
+    output_dir = Path(args.output_dir)
+    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        if last is not None:
+            raise InputError(
+                f"output_dir: {output_dir} holds checkpoints of an earlier run; continue it with "
+                "--resume_from_checkpoint true, or name another output_dir"
+            )
+        return None
+    if str(wanted).lower() in ("true", "last"):
+        if last is None:
+            raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint")
+        return last
+    if not Path(wanted).is_dir():
+        raise InputError(f"resume_from_checkpoint: {wanted}: no such folder")
+    if not Path(wanted).resolve().is_relative_to(output_dir.resolve()):
+        raise InputError(f"resume_from_checkpoint: {wanted} lies outside output_dir ({output_dir}); it is not read")
+    return str(wanted)
+
+
+def splits_for_training(
+    rows: datasets.DatasetDict, tasks: list[str], args: TrainingArguments
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The training and validation rows of the wanted tasks.
+
+    Raises:
+        InputError: No training row is left, or an evaluation is asked for and there is no validation row.
+    """
+    found = {}
+    for name in ("train", "validation"):
+        dataset = rows.get(name)
+        if dataset is not None:
+            wanted = [i for i, task in enumerate(dataset["task"]) if task in tasks]
+            found[name] = dataset.select(wanted)
+    if not len(found.get("train", [])):
+        raise InputError(f"{args.data_dir}: no training rows of the tasks {', '.join(tasks)}")
+    if args.eval_strategy == "no":
+        return found["train"], None
+    if not len(found.get("validation", [])):
+        raise InputError(
+            f"{args.data_dir}: no validation rows of the tasks {', '.join(tasks)}; prepare them with "
+            "validation_fraction, or train with eval_strategy: no"
+        )
+    return found["train"], found["validation"]
+
+
+def describe_run(args: TrainingArguments, num_rows: int, num_validation: int) -> str:
+    """What a run will be, in optimiser steps: epochs and batches hide how few there are."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps_per_epoch = math.ceil(num_rows / batch)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
+    warmup = args.get_warmup_steps(steps)
+    return (
+        f"{num_rows:,} training and {num_validation:,} validation rows; effective batch {batch} "
+        f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulation x {args.world_size} "
+        f"processes); {steps:,} optimiser steps ({steps_per_epoch:,} an epoch), {warmup:,} of them warm-up"
+    )
+
+
+def finish(trainer: Trainer, args: TrainingArguments) -> None:
+    """Saves the model, its processor, the history and the resolved configuration into `output_dir`."""
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"saved to {args.output_dir}: the model, its processor, trainer_state.json and config.yaml")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from medfinetune.errors import InputError
 
@@ -113,6 +114,24 @@ class MllamaCollator:
         labels = [t if flag and t != self._image else IGNORED for t, flag in zip(ids, learned, strict=True)]
         return EncodedChat([ids[i] for i in keep], [labels[i] for i in keep], len(ids) - len(keep))
 
+    def describe_cuts(self, rows: Any) -> str:
+        """How long the chats are and what `max_length` costs; reads no image.
+
+        Args:
+            rows: A `datasets.Dataset` with `id` and `messages`.
+        """
+        plain = rows.select_columns(["id", "messages"])
+        lengths, cuts = [], []
+        for row in tqdm(plain, desc="measuring chats", unit="chat"):
+            chat = self.encode(row)
+            lengths.append(len(chat.input_ids) + chat.num_cut)
+            cuts.append(chat.num_cut)
+        too_long = sum(cut > 0 for cut in cuts)
+        return (
+            f"chats of {min(lengths)} to {max(lengths)} tokens; {too_long:,} of {len(lengths):,} exceed max_length "
+            f"{self._max_length} and lose {sum(cuts):,} tokens"
+        )
+
     def _check(self, row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
         marks = sum(part["type"] == "image" for message in messages for part in message["content"])
         images = row.get("images")
@@ -177,7 +196,7 @@ class MllamaCollator:
         return torch.tensor([row + pad for pad, row in zip(padding, rows, strict=True)])
 
     def _image_tensors(self, images: list[list[Any]]) -> dict[str, Tensor]:
-        """Rows without an image get empty slots: zeros, aspect ratio id 0, and the one open tile that the model needs."""
+        """Rows without an image get empty slots: zeros, aspect ratio id 0, and the one open tile the model needs."""
         with_images = [i for i, row in enumerate(images) if row]
         rgb = [[image.convert("RGB") for image in images[i]] for i in with_images]
         made = self._processor.image_processor(images=rgb, return_tensors="pt")

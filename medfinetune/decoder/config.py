@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from trl import SFTConfig
 
 from medfinetune.errors import InputError
@@ -68,4 +69,6 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError("packing: must be false; chats of one row would see the images of another")
         if self.max_length is None or self.max_length < 1:
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
+        if self.dry_run and not torch.accelerator.is_available():
+            self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         super().__post_init__()

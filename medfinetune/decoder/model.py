@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoTokenizer, MllamaForConditionalGeneration, MllamaImageProcessorPil, MllamaProcessor
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaImageProcessorPil,
+    MllamaProcessor,
+)
+from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.errors import InputError, why_not_loaded
@@ -53,10 +61,54 @@ def load_processor(model_name_or_path: str, model_revision: str | None = None) -
     return MllamaProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
+def skip_cross_attention_without_image(model: nn.Module) -> None:
+    """Lets a row without an image pass through a mixed batch as it passes alone; calling it again changes nothing.
+
+    Alone, such a row skips the cross-attention layers. Beside a row with an image, stock transformers lets it attend
+    to the empty slots that pad the batch, which changes its loss.
+
+    Args:
+        model: A Mllama, with or without adapters.
+    """
+    for layer in model.modules():
+        if isinstance(layer, MllamaCrossAttentionDecoderLayer) and not hasattr(layer, "_skips_rows_without_image"):
+            layer.register_forward_hook(_keep_rows_without_image, with_kwargs=True)
+            layer._skips_rows_without_image = True
+
+
+def _keep_rows_without_image(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    sees_image = kwargs.get("full_text_row_masked_out_mask")  # (B, 1, T, 1), 1 where a token sees any tile
+    if sees_image is None:
+        return None
+    hidden_states = args[0] if args else kwargs["hidden_states"]
+    return torch.where(sees_image.any(dim=2), output, hidden_states)
+
+
 def _load_model(name: str, revision: str | None, dtype: str) -> MllamaForConditionalGeneration:
-    return MllamaForConditionalGeneration.from_pretrained(
+    model = MllamaForConditionalGeneration.from_pretrained(
         name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
     )
+    skip_cross_attention_without_image(model)
+    return model
+
+
+def describe_parameters(args: MllamaSFTConfig) -> str:
+    """How many parameters a run would train, counted on the meta device: no weight is loaded.
+
+    A checkpoint that is not at hand is taken for the 11B shape, whose config is transformers' default.
+    """
+    local = Path(args.model_name_or_path).is_dir()
+    config = MllamaConfig.from_pretrained(args.model_name_or_path) if local else MllamaConfig()
+    with torch.device("meta"):
+        model: Any = MllamaForConditionalGeneration(config)
+        if args.use_peft:
+            model = get_peft_model(model, lora_config(args))
+        elif args.freeze_vision:
+            model.model.vision_model.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    shape = "" if local else " (of the 11B shape; the checkpoint was not looked at)"
+    return f"{trained:,} of {total:,} parameters would be trained{shape}"
 
 
 def lora_config(args: MllamaSFTConfig) -> LoraConfig:

@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import lora_config
+from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
 from medfinetune.training import MeasureLastStep, StopOnNonFiniteLoss
 
 
@@ -40,6 +40,7 @@ class MllamaSFTTrainer(SFTTrainer):
             data_collator: A `MllamaCollator` where left out.
             **kwargs: As for `trl.SFTTrainer`.
         """
+        skip_cross_attention_without_image(model)
         if args.use_peft:
             kwargs.setdefault("peft_config", lora_config(args))
         elif args.freeze_vision:

@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from medfinetune.data.images import UnreadableImage
 from torch import Tensor
 from tqdm import tqdm
 
@@ -76,8 +75,9 @@ class PairCache(torch.utils.data.Dataset):
             for target, row in enumerate(tqdm(rows, desc="resizing images", unit="image")):
                 try:
                     pixels[target] = self._collator.resize(pairs[row]["images"][0])
-                except (OSError, UnreadableImage) as error:
-                    raise InputError(f"pair {pairs[row]['id']}: its image does not open ({error})") from error
+                except OSError as error:
+                    name = pairs.select_columns(["id"])[row]["id"]
+                    raise InputError(f"pair {name}: its image does not open ({error})") from error
             pixels.flush()
             part.replace(path)
         finally:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from medfinetune.errors import InputError
@@ -34,6 +35,9 @@ class SigLIPConfig(TrainingArguments):
         default="keep",
         metadata={"help": "keep: the checkpoint's own temperature and bias. paper: log 10 and -10, as from scratch."},
     )
+    logit_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
+    )
     save_strategy: str = field(default="steps", metadata={"help": "When to save: steps, epoch or no."})
     metric_for_best_model: str = field(
         default="recall_at_1", metadata={"help": "The validation figure that chooses the checkpoint."}
@@ -61,4 +65,6 @@ class SigLIPConfig(TrainingArguments):
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
         elif self.load_best_model_at_end:
             self.load_best_model_at_end = False
+        if self.dry_run and not torch.accelerator.is_available():
+            self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         super().__post_init__()

@@ -48,7 +48,7 @@ def sigmoid_loss(
 
 
 class _SigmoidLoss(torch.autograd.Function):
-    """With logits Z = scale * X Y^T + bias, dL/dZ = weights * (sigmoid(Z) - targets) / B, made row block by row block."""
+    """With logits Z = scale * X Y^T + bias: dL/dZ = weights * (sigmoid(Z) - targets) / B, made by blocks of rows."""
 
     @staticmethod
     def forward(ctx, image_embeds, text_embeds, scale, bias, targets, weights, chunk_rows):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
+from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
@@ -29,8 +30,8 @@ class SigLIPTrainer(Trainer):
         self,
         model: nn.Module,
         args: SigLIPConfig,
-        train_dataset: datasets.Dataset,
-        eval_dataset: datasets.Dataset | None = None,
+        train_dataset: datasets.Dataset | PairCache,
+        eval_dataset: datasets.Dataset | PairCache | None = None,
         processing_class: Any = None,
         data_collator: Callable | None = None,
         **kwargs: Any,
@@ -39,7 +40,7 @@ class SigLIPTrainer(Trainer):
         Args:
             model: A `SiglipModel`.
             args: The run's settings.
-            train_dataset: Rows with `images` and `text` (as `load_pairs` gives them).
+            train_dataset: Rows with `images` and `text` (as `load_pairs` gives them), or a `PairCache`.
             eval_dataset: Rows that also have `language` and `pixel_sha256`.
             processing_class: The `SiglipProcessor`; saved with every checkpoint.
             data_collator: A `SigLIPCollator` where left out.
@@ -77,6 +78,17 @@ class SigLIPTrainer(Trainer):
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not name.endswith(_SCALE_AND_BIAS)]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Gives temperature and bias a group of their own where `logit_lr` is set."""
+        if self.optimizer is None and self.args.logit_lr is not None:
+            optimizer = super().create_optimizer(model)
+            scalars = [p for name, p in (model or self.model).named_parameters() if name.endswith(_SCALE_AND_BIAS)]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if all(p is not scalar for scalar in scalars)]
+            optimizer.add_param_group({"params": scalars, "lr": self.args.logit_lr, "weight_decay": 0.0})
+            return optimizer
+        return super().create_optimizer(model)
 
     def prediction_step(
         self,
@@ -121,10 +133,13 @@ def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
     return model.logit_scale.squeeze(), model.logit_bias.squeeze()
 
 
-def _metrics_of(dataset: datasets.Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
-    columns = dataset.select_columns(["language", "pixel_sha256", "text"])
-    languages, texts = list(columns["language"]), list(columns["text"])
-    image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
+def _metrics_of(dataset: datasets.Dataset | PairCache) -> Callable[[EvalPrediction], dict[str, float]]:
+    if isinstance(dataset, PairCache):
+        languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
+    else:
+        columns = dataset.select_columns(["language", "pixel_sha256", "text"])
+        languages, texts = list(columns["language"]), list(columns["text"])
+        image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)

@@ -1,13 +1,13 @@
 """Draws findings: a chest above, a knee and a patch of skin below, varied in place, size, contrast and noise."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from medfinetune.data.phantom.findings import Findings
+from medfinetune.data.phantom.findings import PARTS, Findings
 
-PARTS = ("chest", "knee", "skin")
 _SKIN = {"brown": (128, 74, 36), "black": (34, 26, 24), "red": (196, 48, 52)}
 _OVERSAMPLING = 2
 
@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 def draw(
-    findings: Findings, rng: np.random.Generator, size_px: int = 96, parts: tuple[str, ...] = PARTS
+    findings: Findings, rng: np.random.Generator, size_px: int = 96, parts: Collection[str] = tuple(PARTS)
 ) -> Image.Image:
     """Draws one image.
 
@@ -32,11 +32,11 @@ def draw(
     image = Image.new("RGB", (size, size), (int(rng.integers(4, 26)),) * 3)
     pen = ImageDraw.Draw(image)
     if "chest" in parts:
-        _chest(_Frame(pen, size, rng, centre=(0.5, 0.32), extent=0.58), findings, rng)
+        _chest(_Frame(pen, size, rng, centre=(0.5, 0.34), extent=0.66), findings, rng)
     if "knee" in parts:
-        _knee(_Frame(pen, size, rng, centre=(0.26, 0.78), extent=0.42), findings, rng)
+        _knee(_Frame(pen, size, rng, centre=(0.24, 0.82), extent=0.32), findings, rng)
     if "skin" in parts:
-        _skin(_Frame(pen, size, rng, centre=(0.74, 0.78), extent=0.42), findings, rng)
+        _skin(_Frame(pen, size, rng, centre=(0.74, 0.80), extent=0.43), findings, rng)
     image = image.resize((size_px, size_px), Image.Resampling.BOX)
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.6))))
@@ -101,13 +101,13 @@ def _chest(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
         if findings["fracture"] != side:
             frame.line([inner, outer], 226, 0.075)
         else:
-            step = 0.13 * rng.uniform(0.9, 1.2)
-            frame.line([inner, (sign * 0.18, y + 0.03)], 226, 0.075)
-            frame.line([(sign * 0.30, y - step), (sign * 0.47, y - step - 0.02)], 226, 0.075)
+            drop = 0.13 * rng.uniform(0.9, 1.15)
+            frame.line([inner, (sign * 0.17, y + 0.03)], 226, 0.075)
+            frame.line([(sign * 0.25, y + drop), (sign * 0.46, y + drop + 0.05)], 226, 0.075)
     if findings["device"] == "pacemaker":
         x, y = rng.choice([-1, 1]) * rng.uniform(0.24, 0.32), rng.uniform(-0.16, -0.10)
         frame.line([(x, y), (0.02, y - 0.02), (0.05, 0.2)], 250, 0.02)
-        frame.polygon([(x - 0.1, y - 0.08), (x + 0.1, y - 0.08), (x + 0.1, y + 0.08), (x - 0.1, y + 0.08)], 255)
+        frame.polygon([(x - 0.12, y - 0.1), (x + 0.12, y - 0.1), (x + 0.12, y + 0.1), (x - 0.12, y + 0.1)], 255)
 
 
 def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
@@ -128,7 +128,7 @@ def _knee(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
 def _skin(frame: _Frame, findings: Findings, rng: np.random.Generator) -> None:
     tone = rng.uniform(0.82, 1.05)
     frame.polygon([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)], tuple(int(c * tone) for c in (226, 182, 152)))
-    x, y, radius = rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07), rng.uniform(0.29, 0.35)
+    x, y, radius = rng.uniform(-0.07, 0.07), rng.uniform(-0.07, 0.07), rng.uniform(0.31, 0.37)
     shade = rng.uniform(0.85, 1.1)
     colour = tuple(int(c * shade) for c in _SKIN[findings["lesion_colour"]])
     stretch = rng.uniform(0.85, 1.1)

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 Findings = dict[str, str]
-"""One value for each attribute of `ATTRIBUTES`."""
+"""One value for each attribute of `ATTRIBUTES` that an image shows, in that order."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "view": ("frontal", "oblique"),
@@ -19,6 +19,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "lesion_border": ("regular", "irregular"),
 }
 """Sides are the patient's, as in a radiograph: the patient's left is on the image's right."""
+PARTS = {
+    "chest": ("view", "device", "fracture", "effusion", "heart"),
+    "knee": ("knee_grade",),
+    "skin": ("lesion_colour", "lesion_border"),
+}
+"""The parts of the body that an image can show, and what can be seen there."""
+
 
 _WORDS = {
     "left": "左侧",
@@ -116,8 +123,8 @@ def sentences(attribute: str, findings: Findings, language: Literal["en", "zh"])
 
 
 def report(findings: Findings, language: Literal["en", "zh"], rng: np.random.Generator) -> str:
-    """A report that states every attribute once, each in one of its wordings."""
-    said = [attribute for attribute in ATTRIBUTES if attribute != "lesion_border"]
+    """A report that states every given attribute once, each in one of its wordings."""
+    said = [attribute for attribute in findings if attribute != "lesion_border"]
     chosen = [str(rng.choice(sentences(attribute, findings, language))) for attribute in said]
     return (" " if language == "en" else "").join(chosen)
 

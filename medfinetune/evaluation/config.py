@@ -1,0 +1,54 @@
+"""The keys of `recipes/evaluate.py`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medfinetune.data.schema import SPLITS
+from medfinetune.errors import InputError
+
+
+@dataclass
+class EvaluateConfig:
+    """What is evaluated, on which cases, and where the results go."""
+
+    data_dir: str = field(metadata={"help": "the folder that prepare wrote"})
+    output_dir: str = field(metadata={"help": "results.json, predictions.jsonl and index.html are written here"})
+    encoder_dir: str | None = field(default=None, metadata={"help": "a SigLIP checkpoint: a folder or a Hub name"})
+    encoder_revision: str | None = field(default=None, metadata={"help": "its commit, tag or branch on the Hub"})
+    decoder_dir: str | None = field(default=None, metadata={"help": "a Mllama checkpoint: a folder or a Hub name"})
+    decoder_revision: str | None = field(default=None, metadata={"help": "its commit, tag or branch on the Hub"})
+    decoder_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "the real decoder needs 43 GB in float32, half of it in bfloat16"}
+    )
+    split: str = field(default="test", metadata={"help": "the split that is evaluated"})
+    tasks: list[str] = field(default_factory=lambda: ["report"], metadata={"help": "the tasks that are evaluated"})
+    max_cases: int | None = field(default=None, metadata={"help": "so many cases, drawn at random; all where left out"})
+    lexicon: str | None = field(
+        default=None,
+        metadata={"help": "for finding accuracy: the name of a lexicon of the library (phantom), or a YAML file"},
+    )
+    zero_shot_file: str | None = field(
+        default=None, metadata={"help": "for zero-shot accuracy: a YAML file of attribute: {value: [prompt, ...]}"}
+    )
+    pool_size: int = field(default=64, metadata={"help": "cases that the encoder's recall@1 is measured among"})
+    batch_size: int = field(default=16, metadata={"help": "cases at once"})
+    max_new_tokens: int = field(default=256, metadata={"help": "longest text that the decoder writes, in tokens"})
+    max_length: int = field(default=512, metadata={"help": "longest chat for perplexity, in tokens"})
+    num_gallery: int = field(default=48, metadata={"help": "cases in the page's gallery"})
+    seed: int = field(default=0, metadata={"help": "draws cases and pools, and shuffles the images"})
+    dry_run: bool = field(default=False, metadata={"help": "check config and data, load no model, write nothing"})
+
+    def __post_init__(self) -> None:
+        if self.encoder_dir is None and self.decoder_dir is None:
+            raise InputError("encoder_dir or decoder_dir must be given: there is nothing to evaluate")
+        if self.split not in SPLITS:
+            raise InputError(f"split: {self.split!r} is none of {', '.join(SPLITS)}")
+        if not self.tasks:
+            raise InputError("tasks: must name at least one task")
+        for name in ("pool_size", "batch_size", "max_new_tokens", "max_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: must be at least 1")
+        if self.pool_size < 2:
+            raise InputError("pool_size: must be at least 2")
+        if self.max_cases is not None and self.max_cases < 1:
+            raise InputError("max_cases: must be at least 1")

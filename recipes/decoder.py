@@ -1,0 +1,39 @@
+"""Fine-tunes a Mllama: accelerate launch recipes/decoder.py --config recipes/decoder/llama32_11b_lora.yaml
+
+Without arguments it trains the demo's tiny model on generated images.
+"""
+
+from pathlib import Path
+
+from medfinetune.data.load import load_chats
+from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.model import describe_parameters, load_decoder
+from medfinetune.decoder.trainer import MllamaSFTTrainer
+from medfinetune.demo import start_default
+from medfinetune.parser import parse, run, save_config
+from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
+
+DEMO = Path(__file__).parent / "decoder" / "demo.yaml"
+
+
+def main() -> None:
+    args = parse(MllamaSFTConfig, __doc__.splitlines()[0], DEMO, lambda: start_default("decoder"))
+    chats, validation_chats = splits_for_training(load_chats(args.data_dir), args.tasks, args)
+    checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        print(describe_run(args, len(chats), len(validation_chats or [])))
+    if args.dry_run:
+        print(describe_parameters(args))
+        return
+    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype)
+    if args.process_index == 0:
+        save_config(args, Path(args.output_dir) / "config.yaml")
+    trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor)
+    if args.process_index == 0:
+        print(trainer.data_collator.describe_cuts(chats))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finish(trainer, args)
+
+
+if __name__ == "__main__":
+    run(main)

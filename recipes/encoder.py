@@ -1,0 +1,43 @@
+"""Fine-tunes a SigLIP: accelerate launch recipes/encoder.py --config recipes/encoder/siglip_base_448.yaml
+
+Without arguments it trains the demo's tiny model on generated images.
+"""
+
+from pathlib import Path
+
+from medfinetune.data.load import load_pairs
+from medfinetune.demo import start_default
+from medfinetune.encoder.cache import PairCache
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.model import load_encoder
+from medfinetune.encoder.trainer import SigLIPTrainer
+from medfinetune.parser import parse, run, save_config
+from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
+
+DEMO = Path(__file__).parent / "encoder" / "demo.yaml"
+
+
+def main() -> None:
+    args = parse(SigLIPConfig, __doc__.splitlines()[0], DEMO, lambda: start_default("encoder"))
+    pairs, validation_pairs = splits_for_training(load_pairs(args.data_dir), args.tasks, args)
+    checkpoint = checkpoint_to_resume(args)
+    if args.process_index == 0:
+        print(describe_run(args, len(pairs), len(validation_pairs or [])))
+    if args.dry_run:
+        return
+    model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)
+    cache_dir = Path(args.data_dir) / "cache"
+    with args.main_process_first(desc="resizing images"):
+        train = PairCache(pairs, processor, cache_dir, args.max_text_length)
+        validation = (
+            PairCache(validation_pairs, processor, cache_dir, args.max_text_length) if validation_pairs else None
+        )
+    if args.process_index == 0:
+        save_config(args, Path(args.output_dir) / "config.yaml")
+    trainer = SigLIPTrainer(model, args, train, validation, processor, data_collator=train.collate)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finish(trainer, args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,90 @@
+"""Scores an encoder, a decoder or both on held-out cases, each figure beside a control with shuffled images.
+
+    python recipes/evaluate.py --config recipes/evaluate/demo.yaml
+
+Writes `results.json`, `predictions.jsonl` (what the decoder wrote about each case) and `index.html` (one file, opens
+without a network) to `output_dir`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from medfinetune.data.prepare import REPORT_FILE
+from medfinetune.decoder.model import load_decoder
+from medfinetune.encoder.model import load_encoder
+from medfinetune.errors import InputError
+from medfinetune.evaluation.cases import image_paths, load_cases, pixel_keys
+from medfinetune.evaluation.config import EvaluateConfig
+from medfinetune.evaluation.decoder_suite import evaluate_decoder
+from medfinetune.evaluation.encoder_suite import evaluate_encoder
+from medfinetune.evaluation.lexicon import load_lexicon
+from medfinetune.evaluation.page import write_page, write_results
+from medfinetune.evaluation.zero_shot import read_prompts
+from medfinetune.parser import parse, run
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        raise InputError(
+            "evaluation needs a config that names the models and the data: "
+            "python recipes/evaluate.py --config recipes/evaluate/demo.yaml (--help lists the keys)"
+        )
+    config = parse(EvaluateConfig, __doc__.splitlines()[0])
+    prompts = read_prompts(config.zero_shot_file) if config.zero_shot_file else None
+    lexicon = load_lexicon(config.lexicon) if config.lexicon else None
+    pairs, chats = load_cases(config.data_dir, config.split, config.tasks, config.max_cases, config.seed)
+    print(f"{config.data_dir}: {len(pairs):,} cases of the split {config.split}")
+    if config.dry_run:
+        return
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    results, predictions = {"seconds": {}}, []
+    report = Path(config.data_dir) / REPORT_FILE
+    if report.is_file():
+        results["prepare"] = json.loads(report.read_text(encoding="utf-8"))
+    if config.encoder_dir:
+        start = time.perf_counter()
+        model, processor = load_encoder(config.encoder_dir, config.encoder_revision)
+        model = model.to(device).eval()
+        results["encoder"] = evaluate_encoder(
+            model, processor, pairs, prompts, config.pool_size, config.batch_size, config.seed
+        )
+        results["seconds"]["evaluate_encoder"] = time.perf_counter() - start
+        write_results(results, config.output_dir)
+    if config.decoder_dir:
+        if lexicon is None:
+            print("no lexicon is given: finding accuracy is left out")
+        start = time.perf_counter()
+        model, processor = load_decoder(config.decoder_dir, config.decoder_revision, config.decoder_dtype)
+        results["decoder"], predictions = evaluate_decoder(
+            model.to(device).eval(),
+            processor,
+            chats,
+            pixel_keys(pairs),
+            lexicon,
+            max_new_tokens=config.max_new_tokens,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        for row, image in zip(predictions, image_paths(pairs, config.data_dir), strict=True):
+            row["image"] = image
+        results["seconds"]["evaluate_decoder"] = time.perf_counter() - start
+    write_results(results, config.output_dir, predictions if config.decoder_dir else None)
+    page = write_page(
+        results,
+        config.output_dir,
+        predictions,
+        data_dir=config.data_dir,
+        encoder_dir=config.encoder_dir,
+        decoder_dir=config.decoder_dir,
+        num_gallery=config.num_gallery,
+    )
+    print(f"figures: {page.with_name('results.json')}\npage:    {page}")
+
+
+if __name__ == "__main__":
+    run(main)

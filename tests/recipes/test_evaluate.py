@@ -1,0 +1,126 @@
+"""Runs the real command on generated data with tiny, untrained models."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medfinetune.data.phantom.folders import Sizes, write_raw_folders
+from medfinetune.data.prepare import PrepareConfig, prepare
+from medfinetune.tiny import make_tiny_mllama, make_tiny_siglip
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    sizes = Sizes(knee=6, pad_ufes=6, slake=4, report_train=8, report_validation=4, report_test=10)
+    write_raw_folders(folder / "raw", sizes=sizes)
+    raw = str(folder / "raw" / "reports.csv")
+    prepare(PrepareConfig(reports_file=raw, output_dir=str(folder / "data"), num_workers=1))
+    make_tiny_siglip(folder / "encoder")
+    make_tiny_mllama(folder / "decoder")
+    return folder
+
+
+def _options(given):
+    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def _evaluate(**given):
+    command = [sys.executable, str(RECIPE), *_options(given)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def _evaluate_here(monkeypatch, **given):
+    """Without a process of its own, which takes seconds to import everything; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *_options(given)])
+    try:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_both_models(run_dir, tmp_path):
+    done = _evaluate(
+        data_dir=run_dir / "data",
+        encoder_dir=run_dir / "encoder",
+        decoder_dir=run_dir / "decoder",
+        output_dir=tmp_path,
+        zero_shot_file=run_dir / "raw" / "zero_shot.yaml",
+        lexicon="phantom",
+        max_new_tokens=6,
+        pool_size=4,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert set(results) == {"prepare", "encoder", "decoder", "seconds"}
+    assert set(results["encoder"]["recall_at_1_among_4"]) == {"en", "zh"}
+    assert len(results["encoder"]["zero_shot_by_attribute"]) == 8
+    assert 0 <= results["encoder"]["zero_shot_accuracy_shuffled_image"] <= 1
+    decoder = results["decoder"]
+    assert decoder["num_cases"] == 20
+    # Untrained, it states nothing; the references state everything.
+    assert decoder["num_findings"] == 160
+    assert decoder["finding_accuracy"] < 0.2
+    assert decoder["finding_accuracy_majority"] > 0.3
+    assert decoder["perplexity"] > 10
+    assert set(decoder["bleu"]) == {"en", "zh"}
+    assert results["prepare"]["records_in"] == results["prepare"]["pairs"] + sum(results["prepare"]["dropped"].values())
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 20
+    assert all((run_dir / "data" / row["image"]).is_file() for row in rows)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 20
+    assert str(tmp_path / "index.html") in done.stdout
+
+
+def test_the_encoder_alone(run_dir, tmp_path, monkeypatch):
+    given = {"data_dir": run_dir / "data", "encoder_dir": run_dir / "encoder", "output_dir": tmp_path / "new"}
+    assert _evaluate_here(monkeypatch, max_cases=6, **given) == 0
+    results = json.loads((tmp_path / "new" / "results.json").read_text(encoding="utf-8"))
+    assert results["encoder"]["num_pairs"] == 6
+    assert "decoder" not in results
+    assert not (tmp_path / "new" / "predictions.jsonl").exists()
+    assert 'id="decoder"' not in (tmp_path / "new" / "index.html").read_text(encoding="utf-8")
+
+
+def test_dry_run_loads_no_model_and_writes_nothing(run_dir, tmp_path, monkeypatch, capsys):
+    given = {"data_dir": run_dir / "data", "encoder_dir": "meta/gated", "output_dir": tmp_path / "new"}
+    assert _evaluate_here(monkeypatch, dry_run="true", lexicon="phantom", **given) == 0
+    assert "20 cases of the split test" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_arguments_it_says_how(monkeypatch, capsys):
+    assert _evaluate_here(monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "python recipes/evaluate.py --config recipes/evaluate/demo.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"data_dir": "nowhere"}, "nowhere: no such folder"),
+        ({"encoder_dir": "/nowhere/encoder"}, "/nowhere/encoder: "),
+        ({"decoder_dir": "/nowhere/decoder"}, "/nowhere/decoder: "),
+        ({"zero_shot_file": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        ({"lexicon": "nowhere"}, "lexicon nowhere: no such file"),
+        ({"tasks": "caption"}, "no pair of the tasks caption"),
+        ({"split": "dev"}, "split: 'dev' is none of"),
+        ({"num_images": 3}, "num_images"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(run_dir, tmp_path, monkeypatch, capsys, wrong, message):
+    given = {"data_dir": run_dir / "data", "encoder_dir": run_dir / "encoder", "output_dir": tmp_path} | wrong
+    assert _evaluate_here(monkeypatch, **given) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line

@@ -1,0 +1,101 @@
+"""What DESIGN asks of the whole: imports go one way, every YAML is valid, names are lazy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import medfinetune
+from medfinetune.data.prepare import PrepareConfig
+from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.evaluation.config import EvaluateConfig
+from medfinetune.parser import parse
+
+REPO = Path(__file__).parents[1]
+CONFIGS = {"prepare": PrepareConfig, "encoder": SigLIPConfig, "decoder": MllamaSFTConfig, "evaluate": EvaluateConfig}
+YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
+# A module may import from its own tier and from those to the left.
+TIERS = [
+    {"errors"},
+    {"parser", "data"},
+    {"encoder.config", "decoder.config"},
+    {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache", "encoder.text"}
+    | {"decoder.collator", "decoder.model", "decoder.generation", "tiny", "training"},
+    {"evaluation", "demo"},
+    {"encoder.trainer", "decoder.trainer"},
+]
+
+
+def tier(module: str) -> int:
+    name = module.removeprefix("medfinetune.")
+    for number, members in enumerate(TIERS):
+        if any(name == member or name.startswith(f"{member}.") for member in members):
+            return number
+    raise AssertionError(f"{module}: name its tier in {__file__}")
+
+
+def imports_of(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+def test_imports_go_one_way():
+    checked = 0
+    for path in sorted((REPO / "medfinetune").rglob("*.py")):
+        module = ".".join(path.relative_to(REPO).with_suffix("").parts)
+        if path.name == "__init__.py" and module.count(".") < 3:
+            continue
+        for other in imports_of(path):
+            assert not other.startswith("recipes"), f"{module} imports {other}"
+            if not other.startswith("medfinetune."):
+                continue
+            checked += 1
+            assert tier(other) <= tier(module), f"{module} imports {other}"
+            for one, two in (("encoder", "decoder"), ("decoder", "encoder")):
+                wrong = module.startswith(f"medfinetune.{one}") and other.startswith(f"medfinetune.{two}")
+                assert not wrong, f"{module} imports {other}"
+    assert checked > 50
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_recipe_is_valid(path):
+    text = path.read_text(encoding="utf-8")
+    kind = path.parent.name
+    launcher = "accelerate launch" if kind in ("encoder", "decoder") else "python"
+    assert text.startswith(f"# {launcher} recipes/{kind}.py --config recipes/{kind}/{path.name}")
+    without_gpu = ["--dry_run"] if kind in ("encoder", "decoder") else []
+    config = parse(CONFIGS[kind], "", argv=["--config", str(path), *without_gpu])
+    for key, value in yaml.safe_load(text).items():
+        resolved = getattr(config, key)
+        assert getattr(resolved, "value", resolved) == value, key
+
+
+def test_recipes_are_short():
+    scripts = sorted((REPO / "recipes").glob("*.py"))
+    assert len(scripts) >= 4
+    for script in scripts:
+        assert len(script.read_text(encoding="utf-8").splitlines()) <= 100, script
+
+
+def test_import_is_lazy_and_complete():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, medfinetune; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPO,
+    )
+    assert done.stdout.strip() == "False"
+    for name in medfinetune.__all__:
+        assert getattr(medfinetune, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = medfinetune.nothing
