@@ -94,3 +94,17 @@ def test_a_file_that_kills_its_process_is_found(tmp_path, paths, monkeypatch):
     outcomes = store(paths, tmp_path / "out", 2240, 2)
     assert outcomes[paths[4]].reason == "opening it kills the process"
     assert sum(isinstance(outcome, StoredImage) for outcome in outcomes.values()) == 5
+
+
+def test_an_error_that_nobody_foresaw_is_one_files_own(tmp_path, paths, monkeypatch):
+    real = image_store.store_image
+
+    def fail(path, *rest):
+        if path == paths[1]:
+            raise RecursionError("too deep")
+        return real(path, *rest)
+
+    monkeypatch.setattr(image_store, "store_image", fail)
+    outcomes = store(paths, tmp_path / "out", 2240, 1)
+    assert outcomes[paths[1]].detail == "RecursionError: too deep"
+    assert sum(isinstance(outcome, StoredImage) for outcome in outcomes.values()) == 5

@@ -405,3 +405,17 @@ def test_chats_go_through_to_the_jsonl(raw, tmp_path):
     (line,) = (tmp_path / "chat_instructions.jsonl").read_text().splitlines()
     assert json.loads(line)["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "Fracture?"}]
     assert json.loads(line)["messages"][1]["content"] == [{"type": "text", "text": "No."}]
+
+
+def test_pairs_that_max_pairs_leaves_out_still_tie(tmp_path):
+    """The first image is A's and B's, the second B's alone, and so on: one group, whichever of them are kept."""
+    rows = []
+    for i in range(40):
+        save(tmp_path / f"{i}.png", i)
+        rows += [{"image": f"{i}.png", "text": f"{i}", "patient_id": str(i + j)} for j in (0, 1)]
+        rows[-1]["text"] += " again"
+    write_table(tmp_path / "reports.csv", rows)
+    values = {"reports_file": str(tmp_path / "reports.csv"), "max_pairs": {"reports": 10}, "num_workers": 1}
+    prepare(PrepareConfig(output_dir=str(tmp_path / "out"), **values))
+    assert len(rows_of(tmp_path / "out")) == 10
+    assert len({row["group_id"] for row in rows_of(tmp_path / "out")}) == 1

@@ -68,3 +68,19 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"encoder_tokenizer: .*none"):
         load_tokenizer(str(tmp_path / "none"), "encoder_tokenizer")
     assert wording.load_tokenizer is load_tokenizer
+
+
+def test_the_real_tokenizers_agree(tiny_siglip, tiny_mllama):
+    ledger = texts("Nodule <5 mm.", "nodule >5 mm", "No fracture.", "no fracture", "左肺<5毫米。", "左肺>5毫米。")
+    siglip = load_tokenizer(str(tiny_siglip), "encoder_tokenizer")
+    assert find_confused(ledger, siglip) == find_confused(ledger)
+    assert find_confused(ledger)["num_groups"] == 2
+    long = texts("No fracture. " * 100, "No fracture.")
+    measured = measure_texts(long, siglip, 64)
+    assert measured["num_cut"] == 1
+    assert "fracture" in measured["cut"][0]["lost"]
+    llama = load_tokenizer(str(tiny_mllama), "decoder_tokenizer")
+    short, length = (int(number) for number in measure_chats(long, llama, 64)["lengths"])
+    # The turns around the words count too.
+    assert 10 < short < length
+    assert length > len(llama("No fracture. " * 100).input_ids)
