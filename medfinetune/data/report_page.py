@@ -45,7 +45,7 @@ def write_page(report: Mapping[str, Any], ledger: Ledger, output_dir: Path, path
         gallery=_gallery(ledger),
         duplicates=_duplicates(ledger),
         near=report["near_duplicates"]["pairs"][:_NUM_NEAR],
-        splits=SPLITS,
+        dict=dict,
         size_chart=_size_chart(ledger),
         length_charts={model: _length_chart(measured) for model, measured in lengths.items()},
         label_charts={source: _label_chart(labels) for source, labels in report["labels_by_split"].items()},

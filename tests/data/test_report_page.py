@@ -52,6 +52,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
         "Report &lt;1 mm. | Report &gt;1 mm.",
         "&lt;script&gt;alert(1)",
         "<h3>reports</h3>",
+        "<th>reports: label</th>",
     ],
 )
 def test_it_says(page, words):
