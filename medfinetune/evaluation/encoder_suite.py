@@ -11,7 +11,7 @@ from medfinetune.encoder.metrics import embed_images, embed_texts, recall_at_k, 
 from medfinetune.errors import InputError
 from medfinetune.evaluation.cases import FirstImages
 from medfinetune.evaluation.shuffling import derangement
-from medfinetune.evaluation.zero_shot import Prompts, embed_classes, true_values, zero_shot_accuracy
+from medfinetune.evaluation.zero_shot import Prompts, class_scores, embed_classes, true_values, zero_shot_accuracy
 
 
 def evaluate_encoder(
@@ -56,10 +56,13 @@ def evaluate_encoder(
     result |= _search(image_embeds, text_embeds, pairs, keys, pool_size, seed)
     if prompts is not None and truths is not None:
         class_embeds = embed_classes(prompts, lambda texts: embed_texts(model, processor, texts, batch_size))
-        result |= _grading(zero_shot_accuracy(unique_embeds, class_embeds, prompts, truths))
+        scale, bias = model.logit_scale.exp().item(), model.logit_bias.item()
+        scores = {name: class_scores(unique_embeds, embeds, scale, bias) for name, embeds in class_embeds.items()}
+        result |= _grading(zero_shot_accuracy(scores, prompts, truths))
         if len(images) > 1:
             shuffled = derangement(range(len(images)), seed)
-            control = zero_shot_accuracy(unique_embeds[shuffled], class_embeds, prompts, truths)
+            moved = {name: table[shuffled] for name, table in scores.items()}
+            control = zero_shot_accuracy(moved, prompts, truths)
             result["zero_shot_accuracy_shuffled_image"] = _mean(control, "accuracy")
             for attribute, figures in control.items():
                 result["zero_shot_by_attribute"][attribute]["accuracy_shuffled_image"] = figures["accuracy"]

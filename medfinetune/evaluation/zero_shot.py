@@ -1,6 +1,7 @@
-"""Zero-shot grading: an image belongs to the class whose prompts it lies nearest to."""
+"""Zero-shot grading: an image belongs to the class whose prompts most probably describe it."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,31 +71,50 @@ def true_values(ids: Sequence[str], metadata: Sequence[str], prompts: Prompts) -
     return truths
 
 
-def embed_classes(prompts: Prompts, embed_texts: Callable[[list[str]], Tensor]) -> dict[str, Tensor]:
-    """The normalised mean of each class's prompt embeddings.
+def embed_classes(prompts: Prompts, embed_texts: Callable[[list[str]], Tensor]) -> dict[str, list[Tensor]]:
+    """The embeddings of each class's prompts.
 
     Args:
         embed_texts: Texts -> `(N, D)`, unit norm.
 
     Returns:
-        Attribute -> `(num_classes, D)`, unit norm, in the prompts' order.
+        Attribute -> for each class, in the prompts' order, `(num_prompts, D)`, unit norm.
     """
     lists = [texts for values in prompts.values() for texts in values.values()]
     embeds = iter(embed_texts([text for texts in lists for text in texts]).split([len(texts) for texts in lists]))
-    return {
-        attribute: F.normalize(torch.stack([next(embeds).mean(dim=0) for _ in values]), dim=-1)
-        for attribute, values in prompts.items()
-    }
+    return {attribute: [next(embeds) for _ in values] for attribute, values in prompts.items()}
+
+
+def class_scores(image_embeds: Tensor, class_embeds: list[Tensor], logit_scale: float, logit_bias: float) -> Tensor:
+    """Log of the mean, over a class's prompts, of the probability that the prompt belongs to the image.
+
+    The probability is SigLIP's own, `sigmoid(logit_scale * cosine + logit_bias)` (Zhai et al. 2023, equation 1). A
+    mean over embeddings would count prompts that are wrong for the image in everything else as much as the one that
+    fits it.
+
+    Args:
+        image_embeds: `(N, D)`, unit norm.
+        class_embeds: For each class `(num_prompts, D)`, unit norm.
+        logit_scale: Already exponentiated.
+        logit_bias: In logits.
+
+    Returns:
+        `(N, num_classes)`, in nats, at most 0.
+    """
+    scores = []
+    for embeds in class_embeds:
+        log_probability = F.logsigmoid(logit_scale * (image_embeds @ embeds.T) + logit_bias)
+        scores.append(log_probability.logsumexp(dim=1) - math.log(len(embeds)))
+    return torch.stack(scores, dim=1)
 
 
 def zero_shot_accuracy(
-    image_embeds: Tensor, class_embeds: dict[str, Tensor], prompts: Prompts, truths: dict[str, dict[int, str]]
+    scores: dict[str, Tensor], prompts: Prompts, truths: dict[str, dict[int, str]]
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of the nearest class, attribute by attribute.
+    """Accuracy of the best-scored class, attribute by attribute.
 
     Args:
-        image_embeds: `(N, D)`, unit norm; a row for each row that `truths` numbers.
-        class_embeds: From `embed_classes`.
+        scores: Attribute -> `(N, num_classes)`, a row for each row that `truths` numbers.
         truths: From `true_values`.
 
     Returns:
@@ -104,8 +124,8 @@ def zero_shot_accuracy(
     result = {}
     for attribute, by_row in truths.items():
         values = list(prompts[attribute])
-        nearest = (image_embeds[list(by_row)] @ class_embeds[attribute].T).argmax(dim=1).tolist()
-        right = sum(values[place] == truth for place, truth in zip(nearest, by_row.values(), strict=True))
+        best = scores[attribute][list(by_row)].argmax(dim=1).tolist()
+        right = sum(values[place] == truth for place, truth in zip(best, by_row.values(), strict=True))
         result[attribute] = {
             "accuracy": right / len(by_row),
             "chance": 1 / len(values),

@@ -34,7 +34,10 @@ def _embed_texts(model, processor, texts, batch_size):
 def model(monkeypatch):
     monkeypatch.setattr(encoder_suite, "embed_images", _embed_images)
     monkeypatch.setattr(encoder_suite, "embed_texts", _embed_texts)
-    return torch.nn.Linear(2, 3)
+    model = torch.nn.Linear(2, 3)
+    model.register_buffer("logit_scale", torch.zeros(1))
+    model.register_buffer("logit_bias", torch.zeros(1))
+    return model
 
 
 def test_a_perfect_encoder_scores_1_and_its_control_falls(model, pairs):

@@ -1,11 +1,12 @@
 import json
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from medfinetune.errors import InputError
-from medfinetune.evaluation.zero_shot import embed_classes, read_prompts, true_values, zero_shot_accuracy
+from medfinetune.evaluation.zero_shot import class_scores, embed_classes, read_prompts, true_values, zero_shot_accuracy
 
 PROMPTS = {"side": {"left": ["l1", "l2"], "right": ["r1"]}, "grade": {"0": ["g0"], "1": ["g1"], "2": ["g2", "g2b"]}}
 IDS = ["a", "b", "c"]
@@ -19,25 +20,29 @@ def _embed(texts):
     return F.normalize(torch.stack([table[text] for text in texts]), dim=-1)
 
 
-def test_a_class_is_the_mean_of_its_prompts():
+def test_prompts_are_embedded_class_by_class():
     classes = embed_classes(PROMPTS, _embed)
-    assert classes["side"].shape == (2, 5)
-    assert classes["grade"].shape == (3, 5)
-    mean = _embed(["g2", "g2b"]).mean(dim=0)
-    torch.testing.assert_close(classes["grade"][2], mean / mean.norm())
-    torch.testing.assert_close(classes["side"][1], _embed(["r1"])[0])
+    assert [len(embeds) for embeds in classes["side"]] == [2, 1]
+    assert [len(embeds) for embeds in classes["grade"]] == [1, 1, 2]
+    torch.testing.assert_close(classes["grade"][2], _embed(["g2", "g2b"]))
 
 
-def test_accuracy_against_a_plain_loop():
+def test_scores_and_accuracy_against_a_plain_loop():
     classes = embed_classes(PROMPTS, _embed)
     images = F.normalize(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
     truths = {"side": {i: ("left", "right")[i % 2] for i in range(40)}, "grade": {i: str(i % 3) for i in range(3, 40)}}
-    result = zero_shot_accuracy(images, classes, PROMPTS, truths)
+    scores = {attribute: class_scores(images, embeds, 3.0, -1.0) for attribute, embeds in classes.items()}
+    result = zero_shot_accuracy(scores, PROMPTS, truths)
     for attribute, by_row in truths.items():
         right = 0
         for row, truth in by_row.items():
-            similarity = [float(images[row] @ embed) for embed in classes[attribute]]
-            right += list(PROMPTS[attribute])[similarity.index(max(similarity))] == truth
+            probability = []
+            for embeds in classes[attribute]:
+                each = [1 / (1 + math.exp(-(3.0 * float(images[row] @ embed) - 1.0))) for embed in embeds]
+                probability.append(sum(each) / len(each))
+            for score, expected in zip(scores[attribute][row].tolist(), probability, strict=True):
+                assert math.isclose(score, math.log(expected), rel_tol=1e-4, abs_tol=1e-5)
+            right += list(PROMPTS[attribute])[probability.index(max(probability))] == truth
         assert result[attribute]["accuracy"] == right / len(by_row)
     assert result["side"]["chance"] == 1 / 2
     assert result["side"]["majority"] == 1 / 2

@@ -135,11 +135,11 @@ def combinations(rng: np.random.Generator) -> list[Findings]:
     return [every[i] for i in rng.permutation(len(every))]
 
 
-def zero_shot_prompts(rng: np.random.Generator, num_prompts: int = 24) -> dict[str, dict[str, list[str]]]:
+def zero_shot_prompts(rng: np.random.Generator, num_prompts: int = 128) -> dict[str, dict[str, list[str]]]:
     """Whole reports for each value of each attribute, the other attributes at random, in both languages.
 
     Returns:
-        attribute -> value -> reports. A class is the mean of its prompts' embeddings.
+        attribute -> value -> reports.
     """
     prompts: dict[str, dict[str, list[str]]] = {}
     for attribute, values in ATTRIBUTES.items():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def write_raw_folders(output_dir: Path, seed: int = 0, sizes: Sizes | None = Non
         InputError: `output_dir` is a file, or `sizes` asks for more held-out combinations than exist.
     """
     sizes = sizes or Sizes()
+    num_held_out = sizes.report_test + sizes.report_validation
+    if num_held_out >= math.prod(len(values) for values in ATTRIBUTES.values()):
+        raise InputError(f"phantom: {num_held_out} held-out combinations leave none to train on")
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir}: is a file, not a folder")
     rng = np.random.default_rng(seed)
@@ -182,10 +186,6 @@ def _write_slake(folder: Path, num_images: int, rng: np.random.Generator, progre
 def _write_reports(folder: Path, sizes: Sizes, rng: np.random.Generator, progress: tqdm) -> None:
     every = combinations(rng)
     num_test, num_validation = sizes.report_test, sizes.report_validation
-    if num_test + num_validation >= len(every):
-        raise InputError(
-            f"phantom: {num_test + num_validation} held-out combinations of {len(every)} leave none to train on"
-        )
     held_out = {"test": every[:num_test], "validation": every[num_test : num_test + num_validation]}
     seen = every[num_test + num_validation :]
     odds = np.array([np.prod([_TRAINING_ODDS.get(value, 1.0) for value in findings.values()]) for findings in seen])

@@ -1,0 +1,217 @@
+"""Runs the real training commands on generated data with tiny models."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from medfinetune.data.load import load_pairs
+from medfinetune.decoder.model import load_decoder
+from medfinetune.encoder.model import load_encoder
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+@pytest.fixture
+def configs(phantom_dir, tiny_siglip, tiny_mllama, tmp_path):
+    """The demo's own configs, cut to two steps, as files."""
+    paths = {}
+    for kind, model in (("encoder", tiny_siglip), ("decoder", tiny_mllama)):
+        values = yaml.safe_load((ROOT / "recipes" / kind / "demo.yaml").read_text(encoding="utf-8"))
+        values |= {
+            "model_name_or_path": str(model),
+            "data_dir": str(phantom_dir / "data"),
+            "output_dir": str(tmp_path / kind),
+            "per_device_train_batch_size": 4,
+            "max_steps": 2,
+            "logging_steps": 1,
+        }
+        if kind == "encoder":
+            values["eval_steps"] = 1
+        else:
+            values["max_length"] = 256
+        paths[kind] = tmp_path / f"{kind}.yaml"
+        paths[kind].write_text(yaml.safe_dump(values), encoding="utf-8")
+    return paths
+
+
+def options(given):
+    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def launch(kind, config, processes=1, **given):
+    command = [*LAUNCH, "--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else [])]
+    command += [str(ROOT / "recipes" / f"{kind}.py"), "--config", str(config), *options(given)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def run_here(monkeypatch, kind, *words):
+    """Without a process of its own, which takes seconds to import everything; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", [kind, *map(str, words)])
+    try:
+        runpy.run_path(str(ROOT / "recipes" / f"{kind}.py"), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_encoder_by_accelerate(configs, tmp_path):
+    done = launch("encoder", configs["encoder"])
+    assert done.returncode == 0, done.stderr
+    assert "effective batch 4 (4 x 1 accumulation x 1 processes); 2 optimiser steps" in done.stdout
+    model, processor = load_encoder(str(tmp_path / "encoder"))
+    assert processor.image_processor.size["width"] == model.config.vision_config.image_size
+    names = {path.name for path in (tmp_path / "encoder").iterdir()}
+    assert {"config.yaml", "trainer_state.json", "model.safetensors", "checkpoint-2"} <= names
+    assert not list((tmp_path / "encoder").rglob("pytorch_model*.bin"))
+
+
+def test_decoder_by_accelerate(configs, tmp_path):
+    done = launch("decoder", configs["decoder"])
+    assert done.returncode == 0, done.stderr
+    assert "exceed max_length 256 and lose 0 tokens" in done.stdout
+    model, processor = load_decoder(str(tmp_path / "decoder"))
+    assert processor.chat_template
+    assert model.config.text_config.vocab_size == model.lm_head.weight.shape[0]
+
+
+def test_lora_config_trains_a_tiny_model(configs, tmp_path, monkeypatch):
+    """The real recipe's own settings, with nothing changed but model, data, precision and length of the run."""
+    recipe = ROOT / "recipes" / "decoder" / "llama32_11b_lora.yaml"
+    values = yaml.safe_load(configs["decoder"].read_text())
+    words = ["--config", recipe, "--model_name_or_path", values["model_name_or_path"], "--data_dir", values["data_dir"]]
+    words += ["--model_revision", "null", "--output_dir", tmp_path / "lora", "--max_steps", 2, "--dtype", "float32"]
+    words += ["--bf16", "false", "--use_cpu", "true", "--dataloader_num_workers", 0, "--eval_steps", 2]
+    assert run_here(monkeypatch, "decoder", *words) == 0
+    assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
+    weights = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert all("language_model" in name for name in weights)
+    model, _ = load_decoder(str(tmp_path / "lora"))
+    assert type(model).__name__.startswith("Peft")
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "says"),
+    [
+        ("encoder", "siglip_base_448", "effective batch 64 (8 x 8 accumulation x 1 processes)"),
+        ("decoder", "llama32_11b_lora", "effective batch 4 (1 x 4 accumulation x 1 processes)"),
+    ],
+)
+def test_dry_run_needs_no_weights(phantom_dir, monkeypatch, capsys, tmp_path, kind, recipe, says):
+    words = ["--config", ROOT / "recipes" / kind / f"{recipe}.yaml", "--data_dir", phantom_dir / "data"]
+    assert run_here(monkeypatch, kind, *words, "--output_dir", tmp_path / "none", "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert says in said
+    assert not (tmp_path / "none").exists()
+    if kind == "decoder":
+        assert "17,039,360 of 10,659,980,835 parameters" in said
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data_dir": "nowhere"}, "nowhere: no such folder"),
+        ({"tasks": "gossip"}, "no training rows of the tasks gossip"),
+        ({"learning_rate": "fast"}, "--learning_rate: 'fast'"),
+        ({"no_such_key": "1"}, "unrecognized arguments: --no_such_key"),
+        ({"resume_from_checkpoint": "true"}, "holds no checkpoint"),
+        ({"resume_from_checkpoint": "/tmp"}, "lies outside output_dir"),
+        ({"model_name_or_path": "nobody/nothing"}, "nobody/nothing: no such folder, and it could not be fetched"),
+    ],
+)
+def test_errors_are_one_line(configs, monkeypatch, capsys, kind, given, message):
+    assert run_here(monkeypatch, kind, "--config", configs[kind], *options(given)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_wrong_type_in_the_yaml(configs, monkeypatch, capsys):
+    path = configs["decoder"]
+    path.write_text(path.read_text() + "lora_r: 3.7\n")
+    assert run_here(monkeypatch, "decoder", "--config", path) == 2
+    assert "decoder.yaml: lora_r: 3.7:" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_not_written_over(configs, tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / "encoder" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    assert run_here(monkeypatch, "encoder", "--config", configs["encoder"]) == 2
+    assert "holds checkpoints of an earlier run; continue it with --resume_from_checkpoint" in capsys.readouterr().err
+    assert list((tmp_path / "encoder").iterdir()) == [checkpoint]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(configs, tmp_path):
+    steps = {"max_steps": 6, "eval_steps": 2, "save_total_limit": 5}
+    whole = launch("encoder", configs["encoder"], output_dir=tmp_path / "whole", **steps)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, str(ROOT / "recipes" / "encoder.py"), "--config", str(configs["encoder"])]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command, *options(steps | {"output_dir": killed})], stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint-2" / "trainer_state.json").is_file():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").is_file()
+    resumed = launch("encoder", configs["encoder"], output_dir=killed, resume_from_checkpoint="true", **steps)
+    assert resumed.returncode == 0, resumed.stderr
+    for name, weight in load_file(tmp_path / "whole" / "checkpoint-6" / "model.safetensors").items():
+        torch.testing.assert_close(load_file(killed / "checkpoint-6" / "model.safetensors")[name], weight)
+
+
+@pytest.mark.slow
+def test_two_processes(configs, tmp_path):
+    done = launch("encoder", configs["encoder"], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "effective batch 8 (4 x 1 accumulation x 2 processes)" in done.stdout
+    done = launch("decoder", configs["decoder"], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "decoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_without_arguments_the_demo_is_trained(tmp_path):
+    """Twice: the second run finds what the first one made."""
+    for kind in ("encoder", "decoder"):
+        command = [*LAUNCH, "--num_processes", "1", str(ROOT / "recipes" / f"{kind}.py")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "no config given: training the demo's tiny" in done.stdout
+        assert f"--config recipes/{kind}/" in done.stdout
+        assert (tmp_path / "runs" / "demo" / kind / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_real_knee_images(real_data, configs, tmp_path):
+    recipe = [sys.executable, str(ROOT / "recipes" / "prepare.py"), "--knee_dir", str(real_data / "knee")]
+    done = subprocess.run(
+        [*recipe, "--output_dir", str(tmp_path / "knee"), "--languages", "en", "--max_side_px", "448"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(load_pairs(tmp_path / "knee", "train")) > 1400
+    for kind in ("encoder", "decoder"):
+        given = {"data_dir": tmp_path / "knee", "tasks": "caption", "max_steps": 3}
+        done = launch(kind, configs[kind], **given)
+        assert done.returncode == 0, done.stderr
+        assert "'loss'" in done.stdout

@@ -1,0 +1,58 @@
+import datasets
+import pytest
+
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.errors import InputError
+from medfinetune.training import checkpoint_to_resume, describe_run, splits_for_training
+
+
+def config(tmp_path, **changes):
+    defaults = {"output_dir": str(tmp_path / "run"), "data_dir": "d", "use_cpu": True, "eval_strategy": "no"}
+    return SigLIPConfig(**(defaults | changes))
+
+
+def test_steps_are_optimiser_steps(tmp_path):
+    """2,201 pairs at 8 x 8 make 35 steps an epoch, not 275."""
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=8,
+        num_train_epochs=2,
+        warmup_steps=0.1,
+    )
+    said = describe_run(args, 2201, 116)
+    assert "effective batch 64 (8 x 8 accumulation x 1 processes)" in said
+    assert "70 optimiser steps (35 an epoch), 7 of them warm-up" in said
+
+
+def test_which_checkpoint_is_resumed(tmp_path):
+    run = tmp_path / "run"
+    assert checkpoint_to_resume(config(tmp_path)) is None
+    for step in (2, 10):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+    assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-10")
+    inside = str(run / "checkpoint-2")
+    assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=inside)) == inside
+    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
+        checkpoint_to_resume(config(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    for outside in (str(tmp_path / "elsewhere"), f"{run}/../elsewhere"):
+        with pytest.raises(InputError, match="lies outside output_dir"):
+            checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=outside))
+    with pytest.raises(InputError, match="no such folder"):
+        checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=f"{run}/checkpoint-3"))
+
+
+def test_rows_of_the_wanted_tasks(tmp_path):
+    rows = [{"task": "report", "n": 1}, {"task": "question", "n": 2}, {"task": "caption", "n": 3}]
+    splits = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(rows), validation=datasets.Dataset.from_list(rows[1:2])
+    )
+    train, validation = splits_for_training(splits, ["report", "caption"], config(tmp_path))
+    assert (list(train["n"]), validation) == ([1, 3], None)
+    evaluating = config(tmp_path, eval_strategy="steps", eval_steps=5)
+    assert list(splits_for_training(splits, ["question"], evaluating)[1]["n"]) == [2]
+    with pytest.raises(InputError, match="no validation rows of the tasks report"):
+        splits_for_training(splits, ["report"], evaluating)
+    with pytest.raises(InputError, match="no training rows of the tasks gossip"):
+        splits_for_training(splits, ["gossip"], config(tmp_path))
