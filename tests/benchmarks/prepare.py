@@ -26,8 +26,8 @@ from medfinetune.data.images import ImageOptions, StoredImage  # noqa: E402
 from medfinetune.data.prepare import PrepareConfig, prepare  # noqa: E402
 from tests.data.conftest import REAL_DATA  # noqa: E402
 
-NUM_LARGE_IMAGES = 40
-NUM_TURNS = 4
+NUM_LARGE_IMAGES = 80
+NUM_TURNS = 2
 NUM_MANY, NUM_FEW = 16_500, 1_650
 # Peak memory of the process that prepares, and of the largest of its workers, in KiB. Its own not from getrusage:
 # that would start from the peak of the process that started it.
@@ -164,15 +164,15 @@ def main() -> None:
         figures = measure_real(folder)
         speed, cpu = measure_speed(folder)
         few, many = measure_memory(folder, NUM_FEW), measure_memory(folder, NUM_MANY)
-    # Against the loop that writes at the same PNG level: the stricter of the two.
-    figures["speed_ratio"] = round(speed["ours"] / speed["plain at our PNG level"], 2)
+    # Plain is Pillow as it comes; what of it is the cores', not the lower PNG level's, the table says too.
+    figures["speed_ratio"] = round(speed["ours"] / speed["plain"], 2)
     figures["memory_ratio"] = round(sum(many.values()) / sum(few.values()), 3)
     lines = {key: value for key, value in figures.items() if key != "knee_dropped"}
     lines |= {f"knee_dropped: {reason}": count for reason, count in (figures["knee_dropped"] or {}).items()}
     lines |= {f"images a second, 1,024 px: {name}": round(value, 1) for name, value in speed.items()}
     # Where another program takes a core, this tells what the ratio would be without it: cores * plain / ours.
     lines |= {f"CPU milliseconds an image: {name}": round(value, 1) for name, value in cpu.items()}
-    lines["speed ratio to the plain loop at Pillow's own PNG level"] = round(speed["ours"] / speed["plain"], 2)
+    lines["speed ratio to a plain loop at our PNG level"] = round(speed["ours"] / speed["plain at our PNG level"], 2)
     for count, used in ((NUM_FEW, few), (NUM_MANY, many)):
         lines[f"peak memory at {count:,} images: main process + largest worker, MiB"] = (
             f"{used['main']:.0f} + {used['worker']:.0f}"
