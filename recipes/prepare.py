@@ -21,10 +21,12 @@ def main() -> None:
         print(f"  {reason:<42} {count:>8,}")
     for split, count in report["by_split"].items():
         print(f"split {split:<12} {count:>8,}")
+    near = report["near_duplicates"]
+    print(f"near-duplicates {near['num_pairs']:>5,}   of them across two splits: {near['num_across_splits']:,}")
     for warning in report["warnings"]:
         print(f"WARNING: {warning}")
     print(f"{report['seconds']:.1f} s; written to {config.output_dir}: all_med_pairs.parquet, chat_instructions.jsonl,")
-    print("images/ and data_report.json, which lists examples of what was dropped and why")
+    print("images/, dropped.jsonl (every dropped record and why) and the report: data_report.html, data_report.json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Stores many images with every core, and remembers in a journal what is done, so that a killed run goes on."""
+"""Stores many images with every core; what the journal lists as done is not opened again."""
 
+import hashlib
+import hmac
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -9,116 +10,131 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from medfinetune.data.images import StoredImage, UnreadableImage, store_image
+from medfinetune.data.images import PART, ImageOptions, StoredImage, store_image
+from medfinetune.data.journal import Journal
+from medfinetune.data.unreadable import UnreadableImage
 
-JOURNAL = "images/journal.jsonl"
 # Part of each journal key: raise it when `open_image` gives other pixels for some file than before.
-_DECODER_VERSION = 1
+_DECODER_VERSION = 2
 
 Outcome = StoredImage | UnreadableImage
+_File = tuple[str, str]  # path and journal key
 
 
 def store_images(
-    paths: Iterable[str], output_dir: Path, max_side_px: int, num_workers: int | None = None
-) -> dict[str, Outcome]:
+    paths: Iterable[str],
+    output_dir: Path,
+    options: ImageOptions,
+    num_workers: int | None = None,
+    num_paths: int | None = None,
+) -> Iterator[tuple[str, Outcome]]:
     """Stores the image files by `store_image`; a bad one stops nothing.
 
     Args:
         paths: Image files, without repetitions.
         output_dir: The output folder; what its journal lists as stored is not opened again.
-        max_side_px: See `store_image`.
+        options: See `store_image`.
         num_workers: Processes; as many as there are cores where left out.
+        num_paths: How many there are, for the progress bar.
 
-    Returns:
-        For each path the stored image, or why there is none.
+    Yields:
+        Each path with the stored image, or with why there is none; in any order.
     """
     _remove_unfinished(output_dir)
-    done = _read_journal(output_dir)
-    keys = {path: _key(path, max_side_px) for path in paths}
-    outcomes: dict[str, Outcome] = {path: done[key] for path, key in keys.items() if key in done}
-    todo = [path for path in keys if path not in outcomes]
-    if not todo:
-        return outcomes
-    num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(todo))
-    (output_dir / JOURNAL).parent.mkdir(parents=True, exist_ok=True)
-    with (
-        (output_dir / JOURNAL).open("a", encoding="utf-8") as journal,
-        tqdm(total=len(keys), initial=len(outcomes), desc="images", unit="image") as progress,
-    ):
-        # A kill may have left half a line.
-        journal.write("\n")
-        for path, outcome in _run(todo, output_dir, max_side_px, num_workers):
-            outcomes[path] = outcome
+    settings = _settings(options)
+    with Journal(output_dir) as journal, tqdm(total=num_paths, desc="images", unit="image") as progress:
+        for path in paths:
+            key = _key(path, settings)
+            image = journal.find(key)
+            if image is None:
+                journal.postpone(path, key)
+            else:
+                progress.update()
+                yield path, image
+        todo = journal.num_waiting
+        num_workers = min(num_workers or len(os.sched_getaffinity(0)), max(todo, 1))
+        progress.initial = progress.n
+        for (path, key), outcome in _run(journal.waiting(), output_dir, options, num_workers):
             # Failures are tried again by the next run: they are quick, and a later version may open the file.
             if isinstance(outcome, StoredImage):
-                journal.write(json.dumps({"key": keys[path]} | asdict(outcome)) + "\n")
-                journal.flush()
+                journal.add(key, outcome)
             progress.update()
-    return outcomes
-
-
-def _run(paths: list[str], output_dir: Path, max_side_px: int, num_workers: int) -> Iterator[tuple[str, Outcome]]:
-    if num_workers == 1:
-        for path in paths:
-            yield path, _store(path, output_dir, max_side_px)
-        return
-    lost: list[str] = []
-    for path, outcome in _run_in_pool(paths, output_dir, max_side_px, num_workers):
-        if outcome is None:
-            lost.append(path)
-        else:
             yield path, outcome
-    # A file that kills its process takes the whole pool with it; one by one, the guilty one is found.
-    for path in lost:
-        for _, outcome in _run_in_pool([path], output_dir, max_side_px, 1):
-            yield (
-                path,
-                outcome or UnreadableImage("opening it kills the process", "damaged, or too large for the memory"),
-            )
+
+
+def _settings(options: ImageOptions) -> str:
+    """What the stored pixels and the patient's hash depend on besides the file itself."""
+    # Of the key no more is written than is needed to notice that it is another one.
+    key = hmac.new(options.patient_key, b"journal", hashlib.sha256).hexdigest()[:8] if options.patient_key else ""
+    parts = (options.max_side_px, options.window_hu, options.dicom_frame, key, _DECODER_VERSION)
+    return "|".join(map(str, parts))
+
+
+def _run(
+    files: Iterable[_File], output_dir: Path, options: ImageOptions, num_workers: int
+) -> Iterator[tuple[_File, Outcome]]:
+    if num_workers == 1:
+        for file in files:
+            yield file, _store(file[0], output_dir, options)
+        return
+    waiting = iter(files)
+    while True:
+        lost: list[_File] = []
+        for file, outcome in _run_in_pool(waiting, output_dir, options, num_workers):
+            if outcome is None:
+                lost.append(file)
+            else:
+                yield file, outcome
+        if not lost:
+            return
+        # A file that kills its process takes the whole pool with it; one by one, the guilty one is found.
+        for file in lost:
+            for _, outcome in _run_in_pool(iter([file]), output_dir, options, 1):
+                killed = UnreadableImage("opening it kills the process", "damaged, or too large for the memory")
+                yield file, outcome or killed
 
 
 def _run_in_pool(
-    paths: list[str], output_dir: Path, max_side_px: int, num_workers: int
-) -> Iterator[tuple[str, Outcome | None]]:
-    """Yields outcomes as they come; None for all that were not done when a process died."""
+    waiting: Iterator[_File], output_dir: Path, options: ImageOptions, num_workers: int
+) -> Iterator[tuple[_File, Outcome | None]]:
+    """Yields outcomes as they come; None for those in flight when a process died, and then ends."""
     # Forking takes no second import of torch and datasets by each process; only Pillow and NumPy run in them.
     context = multiprocessing.get_context("fork")
-    waiting = iter(paths)
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker) as pool:
         futures = {}
         broken = False
         while True:
             # Few are in flight at a time: memory does not grow with their number.
-            for path in itertools.islice(waiting, 0 if broken else 4 * num_workers - len(futures)):
+            for file in itertools.islice(waiting, 0 if broken else 4 * num_workers - len(futures)):
                 try:
-                    futures[pool.submit(_store, path, output_dir, max_side_px)] = path
+                    futures[pool.submit(_store, file[0], output_dir, options)] = file
                 except BrokenProcessPool:
                     broken = True
-                    yield path, None
+                    yield file, None
                     break
             if not futures:
-                break
+                return
             for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                path = futures.pop(future)
+                file = futures.pop(future)
                 try:
-                    yield path, future.result()
+                    yield file, future.result()
                 except BrokenProcessPool:
                     broken = True
-                    yield path, None
-        for path in waiting:
-            yield path, None
+                    yield file, None
 
 
-def _store(path: str, output_dir: Path, max_side_px: int) -> Outcome:
+def _store(path: str, output_dir: Path, options: ImageOptions) -> Outcome:
     try:
-        return store_image(path, output_dir, max_side_px)
+        return store_image(path, output_dir, options)
     except UnreadableImage as error:
         return error
+    except Exception as error:
+        # Whatever it is, it is this one file's: the others are not to wait for it.
+        return UnreadableImage("damaged image", f"{type(error).__name__}: {error}"[:300])
 
 
 def _start_worker() -> None:
@@ -129,29 +145,13 @@ def _start_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _key(path: str, max_side_px: int) -> str:
+def _key(path: str, settings: str) -> str:
     try:
-        stat = os.stat(path)
+        stat = os.stat(path.partition(PART)[0])
     except OSError:
         # Reported by `store_image`, with its reason.
         return path
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{max_side_px}|{_DECODER_VERSION}"
-
-
-def _read_journal(output_dir: Path) -> dict[str, StoredImage]:
-    done: dict[str, StoredImage] = {}
-    if not (output_dir / JOURNAL).is_file():
-        return done
-    with (output_dir / JOURNAL).open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-                key, image = entry.pop("key"), StoredImage(**entry)
-            except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
-                continue
-            if (output_dir / image.file).is_file():
-                done[key] = image
-    return done
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{settings}"
 
 
 def _remove_unfinished(output_dir: Path) -> None:

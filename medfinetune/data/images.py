@@ -1,33 +1,46 @@
 """Opens any image file as RGB, and stores it as PNG under the hash of its pixels."""
 
+import gzip
 import hashlib
+import hmac
+import io
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from medfinetune.data.dicom import is_dicom, read_dicom
+from medfinetune.data.grey import to_8_bits
+from medfinetune.data.perceptual import perceptual_hash
+from medfinetune.data.unreadable import UnreadableImage
+
 # What a hospital's folder may hold; EPS and the like are left out, as Pillow runs other programs to open them.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
-_FULL_SCALES = (255, 1023, 4095, 16383, 65535)
+PART = "#part="
+"""Between the path of an image file and `left` or `right`, where only that half of the picture is meant."""
 # Level 6, the default, took three times as long for files that were a tenth smaller.
 _PNG_COMPRESS_LEVEL = 1
 
 
-class UnreadableImage(Exception):
-    """A file that cannot be opened as an image.
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How images are opened and stored.
 
     Attributes:
-        reason: A short phrase, the same for all files with the same fault: it is counted.
-        detail: What is particular to this file.
+        max_side_px: A longer side is reduced to this one.
+        window_hu: Centre and width in Hounsfield units, for CT in DICOM; the file's own window where left out.
+        dicom_frame: Which frame of a DICOM file is taken, from 0.
+        patient_key: Key of the hash that stands for a DICOM patient id; without it the id is thrown away.
     """
 
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+    max_side_px: int = 2240
+    window_hu: tuple[float, float] | None = None
+    dicom_frame: int = 0
+    patient_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,42 +52,89 @@ class StoredImage:
         file: Path of the PNG relative to the output folder.
         width_px: Width before any reduction.
         height_px: Height before any reduction.
+        looks: Its `perceptual_hash`.
+        tags: What a DICOM header may tell; see `read_dicom`.
+        patient: Keyed hash of the patient's id in a DICOM header; empty where there is none.
+        names_patient: A DICOM header names a patient.
     """
 
     sha256: str
     file: str
     width_px: int
     height_px: int
+    looks: str = ""
+    tags: dict[str, Any] = field(default_factory=dict)
+    patient: str = ""
+    names_patient: bool = False
 
 
-def open_image(path: Path | str) -> Image.Image:
+def open_image(path: Path | str, window_hu: tuple[float, float] | None = None, dicom_frame: int = 0) -> Image.Image:
     """Opens an image as 8-bit RGB, upright.
 
-    The format is told by the file's bytes. Grey of more than 8 bits is scaled by its value and never clipped: 255
-    stands for the full scale, which is the smallest of 1 (fractions only), 255, 1023, 4095, 16383 and 65535 that
-    holds the largest value, or that value itself where it is larger still; where values are negative, the smallest
-    is first moved to 0. Transparent pixels are laid over white. Of several frames the first is taken.
+    The format is told by the file's bytes. Grey of more than 8 bits is scaled by its value and never clipped; see
+    `to_8_bits`. Transparent pixels are laid over white. Of several frames the first is taken. For DICOM see
+    `read_dicom`.
+
+    Args:
+        path: The file, with `#part=left` or `#part=right` behind it where only one half of the picture is meant.
+        window_hu: See `ImageOptions`.
+        dicom_frame: See `ImageOptions`.
 
     Raises:
         UnreadableImage: The file is missing, empty, damaged, too large, or no image.
     """
+    return _open(path, ImageOptions(window_hu=window_hu, dicom_frame=dicom_frame))[0]
+
+
+def hash_patient(patient_id: str, key: bytes) -> str:
+    """HMAC-SHA256 of a patient's id, 32 hexadecimal digits: without the key nobody can try ids until one fits."""
+    return hmac.new(key, patient_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[str, Any], str]:
+    """The image, the harmless tags of its header, and the patient's id."""
+    file_path, _, part = str(path).partition(PART)
     try:
-        with open(path, "rb") as file:
-            if not file.read(1):
+        with open(file_path, "rb") as file:
+            head = file.read(352)
+            if not head:
                 raise UnreadableImage("empty file")
             file.seek(0)
-            with warnings.catch_warnings():
-                # Pillow warns from half the size on at which it refuses.
-                warnings.simplefilter("ignore")
-                return _decode(file)
+            if _is_nifti(head):
+                raise UnreadableImage("NIfTI volume, not an image", "export the slices that the text speaks of as PNG")
+            tags, patient_id = {}, ""
+            if is_dicom(head[:132]):
+                # Pillow refuses at twice the size from which on it warns.
+                max_pixels = 2 * (Image.MAX_IMAGE_PIXELS or 2**40)
+                dicom = read_dicom(file, options.window_hu, options.dicom_frame, max_pixels)
+                image, tags, patient_id = dicom.image, dicom.tags, dicom.patient_id
+            else:
+                with warnings.catch_warnings():
+                    # Pillow warns from half the size on at which it refuses.
+                    warnings.simplefilter("ignore")
+                    image = _decode(file)
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except OSError as error:
         # Only what the file system says carries a number; Pillow's own are handled below.
         raise UnreadableImage("file cannot be read", str(error)) from error
+    if part:
+        middle = image.width // 2
+        image = image.crop((0, 0, middle, image.height) if part == "left" else (middle, 0, image.width, image.height))
+    return image, tags, patient_id
 
 
-def _decode(file) -> Image.Image:
+def _is_nifti(head: bytes) -> bool:
+    if head[:2] == b"\x1f\x8b":
+        try:
+            head = gzip.GzipFile(fileobj=io.BytesIO(head)).read1(352)
+        except (OSError, EOFError):
+            return False
+        return head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
+
+
+def _decode(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
@@ -94,7 +154,7 @@ def _decode(file) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -102,39 +162,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scales `(H, W)` grey values of any type to 0..255 by the rule of `open_image`."""
-    scaled = values.astype(np.float64)
-    if not np.isfinite(scaled).all():
-        raise ValueError("holds values that are no finite numbers")
-    scaled -= min(scaled.min(), 0.0)
-    largest = scaled.max()
-    scales = (1, *_FULL_SCALES) if np.issubdtype(values.dtype, np.floating) else _FULL_SCALES
-    full_scale = next((scale for scale in scales if largest <= scale), largest)
-    return np.rint(scaled * (255.0 / full_scale)).astype(np.uint8)
-
-
-def store_image(path: Path | str, output_dir: Path, max_side_px: int) -> StoredImage:
+def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> StoredImage:
     """Writes an image as lossless RGB PNG to `output_dir/images/`, named after its pixels; an existing file is kept.
 
     Args:
-        path: The image file.
+        path: See `open_image`.
         output_dir: The output folder.
-        max_side_px: A longer side is reduced to this one (Lanczos).
+        options: A side longer than `max_side_px` is reduced to it (Lanczos).
 
     Raises:
         UnreadableImage: See `open_image`.
     """
-    image = open_image(path)
+    image, tags, patient_id = _open(path, options)
     width, height = image.size
-    sha256 = hashlib.sha256(f"{width}x{height}".encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{width}x{height}".encode())
+    digest.update(image.tobytes())
+    sha256 = digest.hexdigest()
     # A reduced copy carries its size in its name, so that another `max_side_px` never finds the wrong one.
-    reduced = max(width, height) > max_side_px
-    file = f"images/{sha256[:2]}/{sha256}{f'-{max_side_px}px' if reduced else ''}.png"
+    reduced = max(width, height) > options.max_side_px
+    file = f"images/{sha256[:2]}/{sha256}{f'-{options.max_side_px}px' if reduced else ''}.png"
+    looks = perceptual_hash(image)
     target = output_dir / file
     if not target.exists():
         if reduced:
-            scale = max_side_px / max(width, height)
+            scale = options.max_side_px / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = image.resize(size, Image.Resampling.LANCZOS)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,4 +193,5 @@ def store_image(path: Path | str, output_dir: Path, max_side_px: int) -> StoredI
         unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
         unfinished.replace(target)
-    return StoredImage(sha256, file, width, height)
+    patient = hash_patient(patient_id, options.patient_key) if patient_id and options.patient_key else ""
+    return StoredImage(sha256, file, width, height, looks, tags, patient, bool(patient_id))

@@ -1,86 +1,191 @@
 """`data_report.json`: what came in, what was kept, and why the rest was not."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
 from typing import Any
 
-from medfinetune.data.schema import MISSING_IMAGE, SOURCES, Dropped
+from medfinetune.data.config import PrepareConfig
+from medfinetune.data.ledger import Ledger
+from medfinetune.data.perceptual import MAX_DISTANCE, near_duplicates
+from medfinetune.data.schema import MISSING_IMAGE, SOURCES, SPLITS
+from medfinetune.data.wording import find_confused, load_tokenizer, measure_chats, measure_texts
+
+REPORT_FILE = "data_report.json"
+DROPPED_FILE = "dropped.jsonl"
 
 _NUM_EXAMPLES = 5
+_NUM_NEAR = 100
+# Every image is compared with every other one: beyond this it would take longer than all the rest.
+_MAX_COMPARED = 100_000
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[ -]?commercial", re.IGNORECASE)
+_SPLIT_NAME = "CASE split " + " ".join(f"WHEN {i} THEN '{name}'" for i, name in enumerate(SPLITS)) + " END"
+_IMAGES = "FROM (SELECT DISTINCT json_extract(value, '$.sha256') FROM pairs, json_each(images))"
 
 
-def build_report(rows: Sequence[dict[str, Any]], dropped: Sequence[Dropped], num_records: int) -> dict[str, Any]:
-    """Counts records in, pairs kept and records dropped.
+def build_report(ledger: Ledger, config: PrepareConfig, num_records: int) -> dict[str, Any]:
+    """Counts records in, pairs kept and records dropped, and looks at the pairs' images, texts and licences.
 
     Args:
-        rows: The rows of the parquet.
-        dropped: All records that are not among them.
+        ledger: The pairs, with their splits, and what was dropped.
+        config: Names the tokenizers.
         num_records: How many came in.
 
     Raises:
         AssertionError: A record was neither kept nor dropped.
+        InputError: A tokenizer cannot be loaded.
     """
-    assert num_records == len(rows) + len(dropped), (num_records, len(rows), len(dropped))
-    missing = {source: len(_missing_images(dropped, source)) for source in SOURCES}
+    num_pairs = ledger.number("SELECT COUNT(*) FROM pairs")
+    num_dropped = ledger.number("SELECT COUNT(*) FROM dropped")
+    assert num_records == num_pairs + num_dropped, (num_records, num_pairs, num_dropped)
+    missing = _missing_images(ledger)
     return {
         "records_in": num_records,
-        "pairs": len(rows),
-        "dropped": _count(item.reason for item in dropped),
-        "dropped_by_source": _count_by((item.source, item.reason) for item in dropped),
-        "dropped_examples": _examples(dropped),
-        "missing_image_files": {source: count for source, count in missing.items() if count},
-        "warnings": _warnings(rows, dropped),
-        "images": len({sha256 for row in rows for sha256 in row["pixel_sha256"]}),
-        "groups": len({row["group_id"] for row in rows}),
-        "by_source": _count(row["source"] for row in rows),
-        "by_split": _count(row["split"] for row in rows),
-        "by_language": _count(row["language"] for row in rows),
-        "by_task": _count(row["task"] for row in rows),
-        "by_license": _count(row["license"] or "" for row in rows),
-        "by_label": _count_by((row["source"], row["label"] or "") for row in rows),
-        "by_source_and_split": _count_by((row["source"], row["split"]) for row in rows),
+        "pairs": num_pairs,
+        "dropped": _count(ledger, "reason", "dropped"),
+        "dropped_by_source": _count_by(ledger, "reason", table="dropped"),
+        "dropped_examples": _examples(ledger),
+        "missing_image_files": {source: count for source, (count, _) in missing.items()},
+        "warnings": _warnings(ledger, missing, config),
+        "images": ledger.number(f"SELECT COUNT(*) {_IMAGES}"),
+        "groups": ledger.number("SELECT COUNT(DISTINCT group_id) FROM pairs"),
+        "by_source": _count(ledger, "source"),
+        "by_split": _count(ledger, _SPLIT_NAME),
+        "by_language": _count(ledger, "language"),
+        "by_task": _count(ledger, "task"),
+        "by_license": _count(ledger, "COALESCE(license, '')"),
+        "by_label": _count_by(ledger, "COALESCE(label, '')"),
+        "by_source_and_split": _count_by(ledger, _SPLIT_NAME),
+        "labels_by_split": _labels_by_split(ledger),
+        "licenses_to_check": _licenses_to_check(ledger),
+        "near_duplicates": _near_duplicates(ledger),
+        **_texts(ledger, config),
     }
 
 
-def _count(values: Iterable[str]) -> dict[str, int]:
+def _count(ledger: Ledger, column: str, table: str = "pairs") -> dict[str, int]:
     """The most frequent first."""
-    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+    return dict(ledger.query(f"SELECT {column} AS name, COUNT(*) FROM {table} GROUP BY name ORDER BY 2 DESC, 1"))
 
 
-def _count_by(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    values: dict[str, list[str]] = {}
-    for key, value in pairs:
-        values.setdefault(key, []).append(value)
-    return {key: _count(values[key]) for key in sorted(values, key=SOURCES.index)}
+def _count_by(ledger: Ledger, column: str, table: str = "pairs") -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {source: {} for source in SOURCES}
+    rows = ledger.query(f"SELECT source, {column} AS name, COUNT(*) FROM {table} GROUP BY 1, 2 ORDER BY 3 DESC, 2")
+    for source, name, count in rows:
+        counted[source][name] = count
+    return {source: counts for source, counts in counted.items() if counts}
 
 
-def _examples(dropped: Sequence[Dropped]) -> dict[str, list[dict[str, str]]]:
+def _labels_by_split(ledger: Ledger) -> dict[str, dict[str, dict[str, int]]]:
+    """source -> label -> split -> pairs."""
+    counted: dict[str, dict[str, dict[str, int]]] = {}
+    rows = ledger.query(
+        f"SELECT source, label, {_SPLIT_NAME}, COUNT(*) FROM pairs WHERE label IS NOT NULL GROUP BY 1, 2, 3 "
+        "ORDER BY 1, 2"
+    )
+    for source, label, split, count in rows:
+        counted.setdefault(source, {}).setdefault(label, {})[split] = count
+    return counted
+
+
+def _examples(ledger: Ledger) -> dict[str, list[dict[str, str]]]:
     """A few different ones for each reason and source."""
-    examples: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
-    num_listed: Counter[tuple[str, str]] = Counter()
-    for item in dropped:
-        of_reason = examples.setdefault(item.reason, {})
-        if num_listed[item.reason, item.source] < _NUM_EXAMPLES and (item.source, item.where) not in of_reason:
-            num_listed[item.reason, item.source] += 1
-            values = {"source": item.source, "where": item.where, "detail": item.detail}
-            of_reason[item.source, item.where] = values
-    return {reason: list(found.values()) for reason, found in examples.items()}
+    examples: dict[str, list[dict[str, str]]] = {}
+    rows = ledger.query(
+        "SELECT reason, source, place, detail FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY reason, source "
+        "ORDER BY r) AS k FROM (SELECT *, MIN(rowid) AS r FROM dropped GROUP BY reason, source, place)) "
+        "WHERE k <= ? ORDER BY r",
+        _NUM_EXAMPLES,
+    )
+    for reason, source, place, detail in rows:
+        examples.setdefault(reason, []).append({"source": source, "where": place, "detail": detail})
+    return examples
 
 
-def _missing_images(dropped: Sequence[Dropped], source: str) -> list[str]:
-    names = {item.detail: None for item in dropped if item.source == source and item.reason == MISSING_IMAGE}
-    return list(names)
+def _missing_images(ledger: Ledger) -> dict[str, tuple[int, str]]:
+    """How many image files of each source are missing, and the first."""
+    rows = ledger.query(
+        "SELECT source, COUNT(DISTINCT detail), detail, MIN(rowid) FROM dropped WHERE reason = ? GROUP BY source",
+        MISSING_IMAGE,
+    )
+    return {source: (count, first) for source, count, first, _ in rows}
 
 
-def _warnings(rows: Sequence[dict[str, Any]], dropped: Sequence[Dropped]) -> list[str]:
+def _warnings(ledger: Ledger, missing: dict[str, tuple[int, str]], config: PrepareConfig) -> list[str]:
     warnings = []
-    kept = Counter(row["source"] for row in rows)
-    lost = Counter(item.source for item in dropped)
+    kept, lost = _count(ledger, "source"), _count(ledger, "source", "dropped")
     for source in SOURCES:
-        missing = _missing_images(dropped, source)
-        if lost[source] and not kept[source]:
+        if source in lost and source not in kept:
             warnings.append(f"{source}: NOTHING IS KEPT of its {lost[source]:,} records")
-        if missing:
-            verb = "files are" if len(missing) > 1 else "file is"
-            warnings.append(f"{source}: {len(missing):,} image {verb} missing, the first is {missing[0]}")
+        if source in missing:
+            count, first = missing[source]
+            verb = "files are" if count > 1 else "file is"
+            warnings.append(f"{source}: {count:,} image {verb} missing, the first is {first}")
+    if config.dicom_patients == "ignore" and ledger.number(
+        "SELECT COUNT(*) FROM pairs WHERE json_extract(record, '$.patient_id') IS NULL "
+        "AND images LIKE '%\"names_patient\": true%'"
+    ):
+        warnings.append("dicom_patients: ignore: images of one patient may stand in two splits")
     return warnings
+
+
+def _licenses_to_check(ledger: Ledger) -> list[dict[str, Any]]:
+    """Licences that are blank, ambiguous or non-commercial, with the rows that have them."""
+    found = []
+    rows = ledger.query(
+        "SELECT COALESCE(license, ''), source, COUNT(*), MIN(n), place FROM pairs GROUP BY 1, 2 ORDER BY 3 DESC"
+    )
+    for name, source, count, _, place in rows:
+        problem = "blank" if not name else "non-commercial" if _NON_COMMERCIAL.search(name) else ""
+        problem = problem or ("ambiguous" if "ambiguous" in name.lower() else "")
+        if problem:
+            found.append({"license": name, "problem": problem, "source": source, "pairs": count, "first": place})
+    return found
+
+
+def _near_duplicates(ledger: Ledger) -> dict[str, Any]:
+    """Images that look alike, the closest first; those across two splits before all others."""
+    if ledger.number(f"SELECT COUNT(*) {_IMAGES}") > _MAX_COMPARED:
+        return {"compared": 0, "max_bits": MAX_DISTANCE, "num_pairs": 0, "num_across_splits": 0, "pairs": []}
+    ledger.change(
+        "CREATE TABLE looks (k INTEGER PRIMARY KEY, looks TEXT, file TEXT, place TEXT, source TEXT, split)", [()]
+    )
+    ledger.change(
+        "INSERT INTO looks (looks, file, place, source, split) SELECT json_extract(value, '$.looks'), "
+        "json_extract(value, '$.file'), place, source, split FROM (SELECT value, place, source, split, MIN(n) AS first "
+        "FROM pairs, json_each(images) GROUP BY json_extract(value, '$.sha256')) ORDER BY first",
+        [()],
+    )
+    splits = bytes(split for (split,) in ledger.query("SELECT split FROM looks ORDER BY k"))
+    found, across, closest = 0, 0, []
+    for i, j, bits in near_duplicates(looks for (looks,) in ledger.query("SELECT looks FROM looks ORDER BY k")):
+        found += 1
+        across += splits[i] != splits[j]
+        closest.append((splits[i] == splits[j], bits, i, j))
+        if len(closest) > 10 * _NUM_NEAR:
+            closest = sorted(closest)[:_NUM_NEAR]
+    listed = [{"bits": bits, "images": [_image(ledger, k) for k in (i, j)]} for _, bits, i, j in sorted(closest)]
+    return {
+        "compared": len(splits),
+        "max_bits": MAX_DISTANCE,
+        "num_pairs": found,
+        "num_across_splits": across,
+        "pairs": listed[:_NUM_NEAR],
+    }
+
+
+def _image(ledger: Ledger, k: int) -> dict[str, str]:
+    file, place, source, split = next(ledger.query("SELECT file, place, source, split FROM looks WHERE k = ?", k + 1))
+    return {"file": file, "where": place, "source": source, "split": SPLITS[split]}
+
+
+def _texts(ledger: Ledger, config: PrepareConfig) -> dict[str, Any]:
+    encoder = decoder = None
+    if config.encoder_tokenizer:
+        encoder = load_tokenizer(config.encoder_tokenizer, "encoder_tokenizer")
+    if config.decoder_tokenizer:
+        decoder = load_tokenizer(config.decoder_tokenizer, "decoder_tokenizer")
+    lengths = {}
+    if encoder is not None:
+        lengths["encoder"] = measure_texts(ledger, encoder, config.encoder_max_length)
+    if decoder is not None:
+        lengths["decoder"] = measure_chats(ledger, decoder, config.decoder_max_length)
+    return {"token_lengths": lengths, "confused_texts": find_confused(ledger, encoder)}

@@ -10,12 +10,15 @@ from medfinetune.data.images import StoredImage
 Split = Literal["train", "validation", "test"]
 Task = Literal["caption", "report", "question"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SOURCES = ("knee", "pad_ufes", "slake", "reports")
+SOURCES = ("knee", "chen", "pad_ufes", "slake", "reports")
 """In the order in which they are read, counted and written."""
 
 # Reasons that more than one source gives.
 MISSING_IMAGE = "image file is missing"
 OTHER_LANGUAGE = "language is not among `languages`"
+EMPTY_QUESTION = "question or answer is empty"
+EMPTY_TEXT = "text is empty"
+DUPLICATE = "duplicate"
 
 FEATURES = datasets.Features(
     {
@@ -47,9 +50,9 @@ class Record:
     Attributes:
         id: Unique within the whole output, e.g. `slake-zh-9834`; the same at every run.
         where: The file and row it came from, for messages.
-        images: Absolute paths of the image files.
+        images: Paths of the image files; see `open_image` for halves.
         text: What the encoder learns: a caption or a report; for a question, question and answer.
-        group_keys: Keys that tie records to one side of a split (`patient:PAT_8`, `study:12`); pixels are added later.
+        group_keys: Keys that tie records to one side of a split (`study:12`); patient and pixels are added later.
         split: A published split that is to be honoured; None where the split is ours to draw.
     """
 
@@ -98,9 +101,17 @@ class Pair:
         """What identifies the images, whatever their files are called and however they were compressed."""
         return tuple(image.sha256 for image in self.images)
 
+    @property
+    def links(self) -> list[str]:
+        """Everything that ties the pair to others: its keys, its patient, and its images by their pixels."""
+        record = self.record
+        patient = [f"patient:{record.source}:{record.patient_id}"] if record.patient_id else []
+        headers = [f"patient:dicom:{image.patient}" for image in self.images if image.patient]
+        return list(dict.fromkeys([*record.group_keys, *patient, *headers, *(f"pixels:{p}" for p in self.pixels)]))
+
     def absorb(self, other: "Pair") -> None:
         """Takes over what ties a dropped duplicate to a split, so that dropping it opens no leak."""
-        self.record.group_keys = list(dict.fromkeys([*self.record.group_keys, *other.record.group_keys]))
+        self.record.group_keys = list(dict.fromkeys([*self.record.group_keys, *other.links]))
         splits = [split for split in (self.record.split, other.record.split) if split is not None]
         self.record.split = max(splits, key=SPLITS.index, default=None)
 

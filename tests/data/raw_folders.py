@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 KNEE_ROOT = Path("Digital Knee X-ray Images") / "Knee X-ray Images"
 GRADE_FOLDERS = ("0Normal", "1Doubtful", "2Mild", "3Moderate", "4Severe")
@@ -95,3 +97,23 @@ def write_slake(
         for row in rows:
             save(folder / "imgs" / row["img_name"], 2_000_000 + row["img_id"])
     return folder
+
+
+def write_dicom(path: Path, values: np.ndarray, **elements) -> Path:
+    """A DICOM file of our own, with a patient in its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = elements.pop("syntax", ExplicitVRLittleEndian)
+    meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID = generate_uid(), "1.2.840.10008.5.1.4.1.1.7"
+    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = "Doe^Jane", "4711", "19500101"
+    dataset.InstitutionName = "St. Elsewhere"
+    dataset.Rows, dataset.Columns = values.shape[-2:]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, int(values.dtype.kind == "i")
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = values.tobytes()
+    dataset.save_as(path)
+    return path

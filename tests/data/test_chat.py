@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medfinetune.data.chat import PROMPTS, chat, write_chats
+from medfinetune.data.chat import PROMPTS, chat, chat_messages, write_chats
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
 
@@ -60,3 +60,31 @@ def test_wrong_parquet_is_named(tmp_path):
     with pytest.raises(InputError, match=r"less\.parquet: column images is missing"):
         write_chats(tmp_path / "less.parquet", tmp_path / "chats.jsonl")
     assert not (tmp_path / "chats.jsonl").exists()
+
+
+def test_a_given_chat_keeps_its_turns():
+    turns = chat_messages([{"role": "user", "content": "Side?"}, {"role": "assistant", "content": "Left."}], 2)
+    row = ROW | {"metadata": json.dumps({"messages": turns})}
+    assert chat(row)["messages"] == turns
+    assert [part["type"] for part in turns[0]["content"]] == ["image", "image", "text"]
+    # The empty keys that a parquet table adds to a part go.
+    part = {"type": "image", "text": None}
+    turns[0]["content"][0] = part
+    assert chat_messages(turns, 2)[0]["content"][0] == {"type": "image"}
+    assert chat_messages(json.dumps(turns), 2) == chat_messages(turns, 2)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ({}, "a list of turns"),
+        (["x"], "a list of turns"),
+        ([{"role": "bot", "content": "x"}], "turn 1 needs a role"),
+        ([{"role": "user", "content": 3}], "turn 1 needs a role"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "parts must be of type"),
+        ([{"role": "assistant", "content": "x"}], "a turn of the user"),
+    ],
+)
+def test_what_is_no_chat_is_said(messages, message):
+    with pytest.raises(ValueError, match=message):
+        chat_messages(messages, 1)

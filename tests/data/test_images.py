@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medfinetune.data.images import UnreadableImage, open_image, store_image
+from medfinetune.data.images import ImageOptions, UnreadableImage, open_image, store_image
 from tests.data.raw_folders import picture, save
 
 
@@ -86,6 +87,10 @@ def make_bomb() -> bytes:
     return file.getvalue()
 
 
+def nifti() -> bytes:
+    return (348).to_bytes(4, "little") + b"\0" * 340 + b"n+1\0" + b"\0" * 900
+
+
 def encoded(format_name: str) -> bytes:
     file = io.BytesIO()
     picture(1, (200, 200)).save(file, format=format_name)
@@ -102,6 +107,9 @@ def encoded(format_name: str) -> bytes:
         (encoded("PNG")[:20], "damaged image"),
         (encoded("PNG")[:3000] + b"\0" * 3000 + encoded("PNG")[6000:], "damaged image"),
         (make_bomb(), "image is too large"),
+        (nifti(), "NIfTI volume, not an image"),
+        (gzip.compress(nifti()), "NIfTI volume, not an image"),
+        (gzip.compress(b"text" * 200), "not an image"),
     ],
 )
 def test_unreadable_files_have_a_reason(tmp_path, content, reason):
@@ -120,8 +128,8 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_store_names_by_pixels_and_keeps_them(tmp_path):
-    first = store_image(save(tmp_path / "a.png", 1), tmp_path, 2240)
-    second = store_image(save(tmp_path / "b.bmp", 1), tmp_path, 2240)
+    first = store_image(save(tmp_path / "a.png", 1), tmp_path, ImageOptions(2240))
+    second = store_image(save(tmp_path / "b.bmp", 1), tmp_path, ImageOptions(2240))
     assert first == second
     assert first.file == f"images/{first.sha256[:2]}/{first.sha256}.png"
     assert first.sha256 == hashlib.sha256(b"12x10" + picture(1).tobytes()).hexdigest()
@@ -132,19 +140,27 @@ def test_store_names_by_pixels_and_keeps_them(tmp_path):
 
 
 def test_hash_knows_the_dimensions(tmp_path):
-    wide = store_image(save(tmp_path / "a.png", Image.new("RGB", (4, 2))), tmp_path, 2240)
-    high = store_image(save(tmp_path / "b.png", Image.new("RGB", (2, 4))), tmp_path, 2240)
+    wide = store_image(save(tmp_path / "a.png", Image.new("RGB", (4, 2))), tmp_path, ImageOptions(2240))
+    high = store_image(save(tmp_path / "b.png", Image.new("RGB", (2, 4))), tmp_path, ImageOptions(2240))
     assert wide.sha256 != high.sha256
 
 
 def test_longest_side_is_reduced(tmp_path):
     path = save(tmp_path / "a.png", picture(1, (60, 30)))
-    full, reduced = store_image(path, tmp_path, 60), store_image(path, tmp_path, 20)
+    full, reduced = store_image(path, tmp_path, ImageOptions(60)), store_image(path, tmp_path, ImageOptions(20))
     assert full.sha256 == reduced.sha256
     assert full.file != reduced.file
     assert (reduced.width_px, reduced.height_px) == (60, 30)
     assert Image.open(tmp_path / full.file).size == (60, 30)
     assert Image.open(tmp_path / reduced.file).size == (20, 10)
+
+
+def test_one_half_of_a_picture(tmp_path):
+    path = save(tmp_path / "a.png", 1)
+    left, right = (store_image(f"{path}#part={side}", tmp_path, ImageOptions()) for side in ("left", "right"))
+    assert (left.width_px, right.width_px) == (6, 6)
+    halves = [np.asarray(Image.open(tmp_path / half.file)) for half in (left, right)]
+    assert np.array_equal(np.concatenate(halves, axis=1), np.asarray(picture(1)))
 
 
 def test_real_16_bit_images_keep_their_brightness(real_data):

@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from medfinetune.data.prepare import PrepareConfig
 from medfinetune.parser import parse
 from tests.data.conftest import REPO
-from tests.data.raw_folders import save, write_knee, write_table
+from tests.data.raw_folders import save, write_dicom, write_knee, write_table
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
@@ -69,6 +70,20 @@ def test_wrong_input_is_one_line(arguments, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_patients_in_headers_take_a_key(tmp_path):
+    for i in range(2):
+        write_dicom(tmp_path / "scans" / f"{i}.dcm", np.full((4, 4), i, np.uint16))
+        (tmp_path / "scans" / f"{i}.txt").write_text(f"Report {i}.")
+    (tmp_path / "patients.key").write_text("0123456789abcdef" * 4)
+    command = ["recipes/prepare.py", "--reports_dir", tmp_path / "scans", "--output_dir", tmp_path / "data"]
+    refused = run(*command)
+    assert refused.returncode == 2
+    assert "give patient_key_file" in refused.stderr
+    result = run(*command, "--patient_key_file", tmp_path / "patients.key")
+    assert result.returncode == 0, result.stderr
+    assert "0123456789abcdef" not in (tmp_path / "data" / "data_report.json").read_text()
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "original_mix.yaml"])

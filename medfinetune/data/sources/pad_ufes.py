@@ -114,7 +114,6 @@ def _record(row: dict[str, str], where: str, image: str, language: str) -> Recor
         task="caption",
         label=row.get("diagnostic"),
         patient_id=row["patient_id"],
-        group_keys=[f"patient:pad_ufes:{row['patient_id']}"],
         license=LICENSE,
         metadata=metadata | {key: value for key, value in known.items() if value},
     )

@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 
+from medfinetune.data import kellgren_lawrence
 from medfinetune.data.images import StoredImage
 from medfinetune.data.schema import Dropped, Pair, Record
 from medfinetune.data.sources import knee
 from medfinetune.errors import InputError
-from tests.data.raw_folders import KNEE_ROOT, save, write_knee
+from tests.data.raw_folders import KNEE_ROOT, picture, save, write_knee
 
 
 def test_reads_both_graders_however_deep(tmp_path):
@@ -43,10 +44,12 @@ def test_only_the_chosen_grader(tmp_path):
 def test_wordings_vary_and_stay():
     for language in ("en", "zh"):
         for grade in range(5):
-            captions = {knee.caption(grade, language, str(i)) for i in range(50)}
+            captions = {kellgren_lawrence.caption(grade, language, str(i)) for i in range(50)}
             assert len(captions) == 4
-            assert all(str(grade) in text and knee.DESCRIPTIONS[language][grade] in text for text in captions)
-    assert knee.caption(2, "en", "a") == knee.caption(2, "en", "a")
+            assert all(
+                str(grade) in text and kellgren_lawrence.DESCRIPTIONS[language][grade] in text for text in captions
+            )
+    assert kellgren_lawrence.caption(2, "en", "a") == kellgren_lawrence.caption(2, "en", "a")
 
 
 def graded(sha: str, *grades: str) -> list[Pair]:
@@ -60,17 +63,31 @@ def graded(sha: str, *grades: str) -> list[Pair]:
 
 
 def test_settle_counts_an_image_once():
-    pairs = [*graded("same", "1", "1", "1"), *graded("disputed", "0", "0", "1", "1"), *graded("alone", "4")]
-    items = list(knee.settle(pairs, "agree"))
+    images = (graded("same", "1", "1", "1"), graded("disputed", "0", "0", "1", "1"), graded("alone", "4"))
+    items = [item for pairs in images for item in kellgren_lawrence.settle(pairs)]
     assert [item.record.id for item in items if isinstance(item, Pair)] == ["same-0", "alone-0"]
     reasons = Counter(item.reason for item in items if isinstance(item, Dropped))
     assert reasons == {"duplicate": 5, "graders dispute the grade": 1}
-    assert next(item for item in items if isinstance(item, Pair)).record.metadata["bilateral"] is True
 
 
-def test_both_keeps_one_pair_for_each_grade():
-    items = list(knee.settle(graded("disputed", "0", "0", "1", "1"), "both"))
-    assert [item.record.label for item in items if isinstance(item, Pair)] == ["0", "1"]
+@pytest.mark.parametrize(("bilateral", "expected"), [("keep", [""]), ("split", ["left", "right"]), ("drop", [])])
+def test_strips_of_two_knees(tmp_path, bilateral, expected):
+    folder = tmp_path / KNEE_ROOT / "MedicalExpert-I" / "2Mild"
+    save(folder / "a.png", picture(1, (64, 16)))
+    save(folder / "b.png", picture(2, (16, 16)))
+    items = list(knee.read(tmp_path, ["en"], "I", bilateral))
+    strips = [item for item in items if isinstance(item, Record) and "a.png" in item.images[0]]
+    assert [item.images[0].partition("#part=")[2] for item in strips] == expected
+    assert [item.metadata["bilateral"] for item in strips] == (
+        [True] if bilateral == "keep" else [False] * len(expected)
+    )
+    assert {item.label for item in strips} <= {"2"}
+    # Halves may not part ways.
+    assert len({tuple(item.group_keys) for item in strips}) <= 1
+    assert bilateral != "split" or strips[0].group_keys
+    assert [item.reason for item in items if isinstance(item, Dropped)] == ["shows two knees"] * (bilateral == "drop")
+    (single,) = (item for item in items if "b.png" in item.where)
+    assert single.metadata["bilateral"] is False
 
 
 def test_wrong_paths_are_named(tmp_path):

@@ -12,7 +12,7 @@ def test_reads_table_and_folders(tmp_path, doubled):
     write_pad(tmp_path / "deep", rows, doubled, missing=("PAT_3_3_1.png",))
     first, second, lost = pad_ufes.read(tmp_path, ["en"])
     assert (first.id, first.label, first.patient_id) == ("pad_ufes-PAT_1_1_1-en", "BCC", "PAT_1")
-    assert first.group_keys == second.group_keys == ["patient:pad_ufes:PAT_1"]
+    assert first.patient_id == second.patient_id == "PAT_1"
     assert first.metadata["sex"] == "female"
     assert lost == Dropped("pad_ufes", "metadata.csv row 4", MISSING_IMAGE, "PAT_3_3_1.png")
 

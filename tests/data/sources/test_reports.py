@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +63,7 @@ def test_optional_columns(folder):
         "language": "zh-CN",
         "split": "Test",
         "patient_id": "7",
+        "study_id": "9",
         "label": "normal",
         "license": "CC0",
         "task": "caption",
@@ -69,7 +71,7 @@ def test_optional_columns(folder):
     (record,) = read(write_table(folder / "reports.csv", [row(0, **cells)]))
     assert (record.language, record.split, record.patient_id) == ("zh", "test", "7")
     assert (record.label, record.license, record.task) == ("normal", "CC0", "caption")
-    assert record.group_keys == ["patient:reports:7"]
+    assert record.group_keys == ["study:reports:9"]
 
 
 def test_language_is_told_by_the_characters(folder):
@@ -135,3 +137,54 @@ def test_missing_file_and_wrong_mapping(folder):
         read(path, {"picture": "image"})
     with pytest.raises(InputError, match="column befund is missing"):
         read(path, {"label": "befund"})
+
+
+def test_images_in_the_table_itself(folder):
+    content = [(folder / "scans" / f"{i}.png").read_bytes() for i in range(3)]
+    rows = [
+        {"image": content[0], "text": "One."},
+        {"image": content[1], "text": "Two."},
+        {"image": None, "text": "None."},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "bytes.parquet")
+    incoming = folder / "incoming"
+    first, _, third = reports.read(folder / "bytes.parquet", LANGUAGES, {}, incoming)
+    assert Path(first.images[0]).read_bytes() == content[0]
+    assert third.reason == "no image is named"
+    before = (incoming / first.images[0]).stat()
+    list(reports.read(folder / "bytes.parquet", LANGUAGES, {}, incoming))
+    # The same time of change: a later run finds it in its journal.
+    assert (incoming / first.images[0]).stat().st_mtime_ns == before.st_mtime_ns == 0
+    # So the datasets library stores images: bytes, or a path.
+    structs = [
+        {"image": [{"bytes": content[2], "path": None}, {"bytes": None, "path": "scans/1.png"}], "text": "Both."}
+    ]
+    pq.write_table(pa.Table.from_pylist(structs), folder / "structs.parquet")
+    (both,) = reports.read(folder / "structs.parquet", LANGUAGES, {}, incoming)
+    assert Path(both.images[0]).read_bytes() == content[2]
+    assert both.images[1] == str(folder / "scans" / "1.png")
+
+
+def test_chats_are_passed_through(folder):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Fracture?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "No <fracture>."}]},
+    ]
+    path = folder / "chats.jsonl"
+    plain = [{"role": "user", "content": "Fracture?"}, {"role": "assistant", "content": "No."}]
+    rows = [
+        {"images": ["scans/0.png"], "messages": turns},
+        {"images": ["scans/1.png", "scans/2.png"], "messages": plain},
+        {"images": ["scans/1.png", "scans/2.png"], "messages": turns},
+        {"images": ["scans/1.png"], "messages": [{"role": "user", "content": "Fracture?"}]},
+    ]
+    path.write_text("\n".join(json.dumps(item) for item in rows))
+    first, second, third, fourth = read(path)
+    assert first.text == "No <fracture>."
+    assert first.metadata["messages"][1:] == turns[1:]
+    assert second.metadata["messages"][0]["content"] == [{"type": "image"}] * 2 + [
+        {"type": "text", "text": "Fracture?"}
+    ]
+    assert third.detail == "has places for 1 images, but 2 belong to it"
+    assert fourth.detail == "needs a turn of the user and words of the assistant"

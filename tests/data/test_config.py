@@ -1,0 +1,44 @@
+import pytest
+
+from medfinetune.data.config import PrepareConfig
+from medfinetune.errors import InputError
+
+
+def test_the_key_is_read_and_never_shown(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("0123456789abcdef\n")
+    config = PrepareConfig(output_dir="out", reports_dir="x", patient_key_file=str(path))
+    options = config.image_options()
+    assert options.patient_key == b"0123456789abcdef"
+    assert "0123456789abcdef" not in str(options) + str(config)
+
+
+def test_a_short_or_missing_key_is_refused(tmp_path):
+    config = PrepareConfig(output_dir="out", reports_dir="x", patient_key_file=str(tmp_path / "key"))
+    with pytest.raises(InputError, match=r"key: cannot be read \(patient_key_file\)"):
+        config.image_options()
+    (tmp_path / "key").write_text("short")
+    with pytest.raises(InputError, match=r"holds 5 bytes.*openssl rand"):
+        config.image_options()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"window_hu": {"center": 40}}, "window_hu"),
+        ({"window_hu": {"center": 40, "width": 0}}, "window_hu"),
+        ({"dicom_frame": -1}, "dicom_frame"),
+        ({"encoder_max_length": 0}, "encoder_max_length"),
+    ],
+)
+def test_wrong_keys_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        PrepareConfig(output_dir="out", reports_dir="x", **values)
+    assert (
+        PrepareConfig(output_dir="o", chen_dir="x", window_hu={"center": -600, "width": 1500}).image_options().window_hu
+    )
+
+
+def test_no_source_is_refused():
+    with pytest.raises(InputError, match="give at least one of knee_dir, chen_dir"):
+        PrepareConfig(output_dir="out")
