@@ -5,6 +5,7 @@ Without arguments it trains the demo's tiny model on generated images.
 
 from pathlib import Path
 
+from medfinetune.data.audit import audit
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.model import describe_parameters, load_decoder
@@ -21,6 +22,7 @@ def main() -> None:
     chats, validation_chats = splits_for_training(load_chats(args.data_dir), args.tasks, args)
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
+        audit(args.data_dir)
         print(describe_run(args, len(chats), len(validation_chats or [])))
     if args.dry_run:
         print(describe_parameters(args))

@@ -5,6 +5,7 @@ Without arguments it trains the demo's tiny model on generated images.
 
 from pathlib import Path
 
+from medfinetune.data.audit import audit
 from medfinetune.data.load import load_pairs
 from medfinetune.demo import start_default
 from medfinetune.encoder.cache import PairCache
@@ -22,6 +23,7 @@ def main() -> None:
     pairs, validation_pairs = splits_for_training(load_pairs(args.data_dir), args.tasks, args)
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
+        audit(args.data_dir)
         print(describe_run(args, len(pairs), len(validation_pairs or [])))
     if args.dry_run:
         return

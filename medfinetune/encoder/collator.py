@@ -8,9 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medfinetune.encoder.text import normalize_text
+
 
 class SigLIPCollator:
     """Turns rows with `images` and `text` into `pixel_values` and `input_ids`.
+
+    Every text goes through `normalize_text`: SigLIP's tokenizer strips punctuation, and `<5 mm` would equal `>5 mm`.
 
     Text is padded to `max_length` and goes without an attention mask, as SigLIP was trained: with the mask, or
     padded to the longest, the same sentence gets another embedding.
@@ -56,6 +60,10 @@ class SigLIPCollator:
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` of shape `(B, max_length)`."""
         encoded = self._processor.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self._max_length, return_tensors="pt"
+            [normalize_text(text) for text in texts],
+            padding="max_length",
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
         )
         return {"input_ids": encoded["input_ids"]}

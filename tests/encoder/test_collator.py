@@ -27,3 +27,12 @@ def test_resize_and_normalise_equal_the_processor(tiny_siglip):
     image = Image.effect_noise((97, 131), 60).convert("RGB")
     ours = collator.normalise(torch.from_numpy(collator.resize(image))[None])
     torch.testing.assert_close(ours, collator.images([image])["pixel_values"], atol=1e-6, rtol=0)
+
+
+def test_what_differs_in_meaning_differs_in_tokens(tiny_siglip):
+    _, processor = load_encoder(str(tiny_siglip))
+    pairs = [("lesion <5 mm", "lesion >5 mm"), ("1.5 cm", "15 cm"), ("结节<5 mm", "结节>5 mm")]
+    for one, other in pairs:
+        assert processor.tokenizer(one)["input_ids"] == processor.tokenizer(other)["input_ids"]  # stock
+        ids = SigLIPCollator(processor).texts([one, other])["input_ids"]
+        assert not torch.equal(ids[0], ids[1])

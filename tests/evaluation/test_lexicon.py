@@ -21,7 +21,7 @@ def test_a_lexicon_of_ones_own(tmp_path):
         ("findings: []", "findings: must map"),
         ("{}", "findings: must map"),
         ("findings: {mass: [a]}", "mass: values: must map"),
-        ("findings: {mass: {values: {a: {en: [no]}}}}", "mass: values: a: False is no text; quote it"),
+        ("findings: {mass: {values: {a: {en: [true]}}}}", "mass: values: a: True is no text; quote it"),
         ("findings: {mass: {values: {a: [b]}}}", "must map each language"),
         ("findings: {mass: {values: {a: {en: b}}, side: true}}", "mass: side: unknown key"),
         ("findings: {mass: {values: {a: {en: b}}, sided: true}}", "opposites: must be two values"),

@@ -2,12 +2,15 @@
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -135,6 +138,20 @@ def test_errors_are_one_line(configs, monkeypatch, capsys, kind, given, message)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_leak_stops_training_before_the_first_step(configs, phantom_dir, tmp_path, monkeypatch, capsys, kind):
+    shutil.copytree(phantom_dir / "data", tmp_path / "leaky")
+    path = tmp_path / "leaky" / "all_med_pairs.parquet"
+    table = pq.read_table(path)
+    splits = table["split"].to_pylist()
+    row = splits.index("train")
+    again = table.slice(row, 1).set_column(table.column_names.index("split"), "split", [["test"]])
+    pq.write_table(pa.concat_tables([table, again.cast(table.schema)]), path)
+    assert run_here(monkeypatch, kind, "--config", configs[kind], "--data_dir", tmp_path / "leaky") == 2
+    assert "stands in test" in capsys.readouterr().err
+    assert not (tmp_path / kind).exists()
 
 
 def test_wrong_type_in_the_yaml(configs, monkeypatch, capsys):
