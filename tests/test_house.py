@@ -1,6 +1,7 @@
 """What DESIGN asks of the whole: imports go one way, every YAML is valid, names are lazy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,38 @@ def test_every_recipe_is_valid(path):
     for key, value in yaml.safe_load(text).items():
         resolved = getattr(config, key)
         assert getattr(resolved, "value", resolved) == value, key
+
+
+def documented_commands():
+    found = []
+    for path in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            words = line.strip().strip("`").split()
+            scripts = [i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py")]
+            if scripts and words[0].endswith(("python", "accelerate")):
+                found.append(pytest.param(words[scripts[0] :], id=f"{path.name}: {' '.join(words[scripts[0] :])[:60]}"))
+    return found
+
+
+@pytest.mark.parametrize("words", documented_commands())
+def test_every_documented_command_is_accepted(words):
+    """Scripts and configs exist, and every option is a key; the recipes' own tests run them."""
+    script = REPO / words[0]
+    assert script.is_file()
+    if script.stem in CONFIGS:
+        without_gpu = ["--dry_run"] if script.stem in ("encoder", "decoder") else []
+        argv = [str(REPO / word) if word.startswith("recipes/") else word for word in words[1:]]
+        assert parse(CONFIGS[script.stem], "", argv=[*argv, *without_gpu])
+
+
+def test_every_linked_file_exists():
+    links = 0
+    for path in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), f"{path.name}: {target}"
+            links += 1
+    assert links > 4
 
 
 def test_recipes_are_short():
