@@ -11,15 +11,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from medfinetune.errors import InputError
 
 
-class MeasureLastStep(TrainerCallback):
-    """Evaluates and saves at the last step too; the Trainer does so only at multiples of `eval_steps`."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
-            control.should_save = control.should_save or args.save_strategy != "no"
-
-
 class StopOnNonFiniteLoss(TrainerCallback):
     """Ends the run at the first logged loss that is nan or infinite."""
 

@@ -13,11 +13,19 @@ import torch
 from medfinetune.data.phantom import Sizes, write_raw_folders
 from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.tiny import make_tiny_mllama, make_tiny_siglip
+from tests.real_data import REAL_DATA
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"the real data are not at {REAL_DATA} (MEDFINETUNE_DATA_DIR)")
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")

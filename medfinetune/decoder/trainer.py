@@ -10,7 +10,7 @@ from trl import SFTTrainer
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
-from medfinetune.training import MeasureLastStep, StopOnNonFiniteLoss
+from medfinetune.training import StopOnNonFiniteLoss
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -56,4 +56,3 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
-        self.add_callback(MeasureLastStep())

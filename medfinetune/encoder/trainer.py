@@ -14,7 +14,7 @@ from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.metrics import retrieval_metrics
-from medfinetune.training import MeasureLastStep, StopOnNonFiniteLoss
+from medfinetune.training import StopOnNonFiniteLoss
 
 _SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
@@ -57,9 +57,7 @@ class SigLIPTrainer(Trainer):
             compute_metrics=None if eval_dataset is None else _metrics_of(eval_dataset),
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = False  # our loss is a mean already: accumulation must divide it
         self.add_callback(StopOnNonFiniteLoss())
-        self.add_callback(MeasureLastStep())
 
     def compute_loss(
         self,

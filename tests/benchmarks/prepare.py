@@ -24,7 +24,7 @@ from medfinetune.data.chat import PAIRS_FILE  # noqa: E402
 from medfinetune.data.image_store import store_images  # noqa: E402
 from medfinetune.data.images import ImageOptions, StoredImage  # noqa: E402
 from medfinetune.data.prepare import PrepareConfig, prepare  # noqa: E402
-from tests.data.conftest import REAL_DATA  # noqa: E402
+from tests.real_data import REAL_DATA  # noqa: E402
 
 NUM_LARGE_IMAGES = 80
 NUM_TURNS = 2

@@ -20,7 +20,6 @@ from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
 from medfinetune.parser import parse
-from tests.data.conftest import REPO
 from tests.data.raw_folders import (
     pad_row,
     picture,
@@ -32,6 +31,7 @@ from tests.data.raw_folders import (
     write_slake,
     write_table,
 )
+from tests.real_data import REPO
 
 
 def rows_of(output_dir) -> list[dict]:

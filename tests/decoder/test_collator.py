@@ -43,7 +43,10 @@ def test_labels_are_the_answer_and_its_end(processor):
     image_token = processor.image_token_id
     assert (batch["input_ids"] == image_token).sum() == 2
     assert (batch["labels"] == image_token).sum() == 0
-    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (batch["labels"][padding] == IGNORED).all()
+    assert (batch["cross_attention_mask"][padding] == 0).all()
     shown = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][shown], batch["input_ids"][shown])
 

@@ -7,8 +7,8 @@ import pytest
 
 from medfinetune.data.prepare import PrepareConfig
 from medfinetune.parser import parse
-from tests.data.conftest import REPO
 from tests.data.raw_folders import save, write_dicom, write_knee, write_table
+from tests.real_data import REPO
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
