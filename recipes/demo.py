@@ -3,6 +3,7 @@
 make demo
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ STEPS = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] + f" It starts {DEMO_DIR} anew.").parse_args()
     start = time.perf_counter()
     seconds = {}
     shutil.rmtree(DEMO_DIR, ignore_errors=True)
