@@ -1,5 +1,6 @@
 """The one error that is the user's to mend: shown as a single line, without a traceback."""
 
+import json
 from pathlib import Path
 
 
@@ -16,3 +17,22 @@ def why_not_loaded(model_name_or_path: str, error: Exception) -> str:
         f"{model_name_or_path}: no such folder, and it could not be fetched from the Hub; check the name, the network, "
         f"and for a gated model `hf auth login` ({cause})"
     )
+
+
+def require_model_type(model_name_or_path: str, model_type: str) -> None:
+    """Says plainly that a folder holds another kind of model; transformers would fail somewhere in its middle.
+
+    Raises:
+        InputError: The folder's `config.json` names another `model_type`.
+    """
+    path = Path(model_name_or_path) / "config.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        if found != model_type:
+            raise InputError(f"{model_name_or_path}: holds a model of type {found}, not {model_type}")
+
+
+def require_folder(output_dir: str | Path) -> None:
+    """Raises `InputError` where the output folder's name is taken by a file."""
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise InputError(f"output_dir: {output_dir} is a file, not a folder")

@@ -8,7 +8,7 @@ import datasets
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from medfinetune.errors import InputError
+from medfinetune.errors import InputError, require_folder
 
 
 class StopOnNonFiniteLoss(TrainerCallback):
@@ -37,9 +37,10 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     the optimizer's state is a pickle, which is only to be read where the run itself wrote it.
 
     Raises:
-        InputError: Nothing to resume, a path outside `output_dir`, or a new run over an earlier one's checkpoints.
+        InputError: `output_dir` is a file, nothing to resume, a path outside `output_dir`, or a new run over an earlier one's checkpoints.
     """
     output_dir = Path(args.output_dir)
+    require_folder(output_dir)
     last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":

@@ -43,6 +43,12 @@ def test_which_checkpoint_is_resumed(tmp_path):
         checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=f"{run}/checkpoint-3"))
 
 
+def test_an_output_dir_that_is_a_file(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(InputError, match="output_dir: .*run is a file, not a folder"):
+        checkpoint_to_resume(config(tmp_path))
+
+
 def test_rows_of_the_wanted_tasks(tmp_path):
     rows = [{"task": "report", "n": 1}, {"task": "question", "n": 2}, {"task": "caption", "n": 3}]
     splits = datasets.DatasetDict(

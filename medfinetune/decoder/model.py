@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.errors import InputError, why_not_loaded
+from medfinetune.errors import InputError, require_model_type, why_not_loaded
 
 
 def load_decoder(
@@ -34,6 +34,7 @@ def load_decoder(
     Raises:
         InputError: The checkpoint cannot be read or holds no Mllama.
     """
+    require_model_type(model_name_or_path, "mllama")
     try:
         adapter = Path(model_name_or_path) / "adapter_config.json"
         if adapter.is_file():

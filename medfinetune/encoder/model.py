@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel, SiglipProcessor
 
-from medfinetune.errors import InputError, why_not_loaded
+from medfinetune.errors import InputError, require_model_type, why_not_loaded
 
 
 def load_encoder(
@@ -24,6 +24,7 @@ def load_encoder(
     Raises:
         InputError: The checkpoint cannot be read, holds no SigLIP, or the size is no multiple of the patch.
     """
+    require_model_type(model_name_or_path, "siglip")
     try:
         image_processor = SiglipImageProcessorPil.from_pretrained(model_name_or_path, revision=model_revision)
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=model_revision)

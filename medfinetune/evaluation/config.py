@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from medfinetune.data.schema import SPLITS
-from medfinetune.errors import InputError
+from medfinetune.errors import InputError, require_folder
 
 
 @dataclass
@@ -39,6 +39,7 @@ class EvaluateConfig:
     dry_run: bool = field(default=False, metadata={"help": "check config and data, load no model, write nothing"})
 
     def __post_init__(self) -> None:
+        require_folder(self.output_dir)
         if self.encoder_dir is None and self.decoder_dir is None:
             raise InputError("encoder_dir or decoder_dir must be given: there is nothing to evaluate")
         if self.split not in SPLITS:

@@ -18,6 +18,8 @@ def test_parameters_are_counted_without_weights(tmp_path):
 def test_errors(tmp_path, tiny_siglip):
     with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         load_decoder(str(tmp_path))
+    with pytest.raises(InputError, match="holds a model of type siglip, not mllama"):
+        load_decoder(str(tiny_siglip))
     with pytest.raises(InputError, match=r"gated model `hf auth login`"):
         load_decoder("meta-llama/Llama-3.2-11B-Vision-Instruct")
 

@@ -30,5 +30,7 @@ def test_errors(tiny_siglip, tiny_mllama, tmp_path):
         load_encoder(str(tiny_siglip), image_size_px=50)
     with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         load_encoder(str(tmp_path))
+    with pytest.raises(InputError, match="holds a model of type mllama, not siglip"):
+        load_encoder(str(tiny_mllama))
     with pytest.raises(InputError, match="nobody/nothing: no such folder, and it could not be fetched"):
         load_encoder("nobody/nothing")
