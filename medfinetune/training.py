@@ -37,7 +37,8 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     the optimizer's state is a pickle, which is only to be read where the run itself wrote it.
 
     Raises:
-        InputError: `output_dir` is a file, nothing to resume, a path outside `output_dir`, or a new run over an earlier one's checkpoints.
+        InputError: `output_dir` is a file, there is nothing to resume, a path lies outside `output_dir`, or a new run
+            would go over an earlier one's checkpoints.
     """
     output_dir = Path(args.output_dir)
     require_folder(output_dir)

@@ -45,7 +45,7 @@ def test_which_checkpoint_is_resumed(tmp_path):
 
 def test_an_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "run").touch()
-    with pytest.raises(InputError, match="output_dir: .*run is a file, not a folder"):
+    with pytest.raises(InputError, match=r"output_dir: .*run is a file, not a folder"):
         checkpoint_to_resume(config(tmp_path))
 
 
