@@ -1,7 +1,7 @@
 """Opens what `prepare` wrote as `datasets`, with images that are decoded when they are asked for."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from medfinetune.data.schema import FEATURES, SPLITS
 from medfinetune.errors import InputError
 
 _HINT = "make it with: python recipes/prepare.py --config recipes/prepare/demo.yaml"
+_ROWS_AT_ONCE = 10_000
 _IMAGES = datasets.List(datasets.Image())
 _TEXT = datasets.Value("string")
 _PAIR_FEATURES = datasets.Features(FEATURES | {"images": _IMAGES})
@@ -45,11 +46,13 @@ def load_pairs(data_dir: str | Path, split: str | None = None) -> datasets.Datas
     """
     path = _existing(data_dir, PAIRS_FILE)
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is no parquet: {error}") from error
-    _check_columns(path, table.column_names, FEATURES)
-    return _by_split(table.select(list(FEATURES)).to_pylist(), _PAIR_FEATURES, path, split)
+    with file:
+        _check_columns(path, file.schema_arrow.names, FEATURES)
+        batches = file.iter_batches(_ROWS_AT_ONCE, columns=list(FEATURES))
+        return _by_split((row for batch in batches for row in batch.to_pylist()), _PAIR_FEATURES, path, split)
 
 
 def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Dataset | datasets.DatasetDict:
@@ -60,7 +63,10 @@ def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Datas
         decoded at each access, and `messages` as they stand in the file.
     """
     path = _existing(data_dir, CHATS_FILE)
-    rows: list[dict[str, Any]] = []
+    return _by_split(_read_chats(path), _CHAT_FEATURES, path, split)
+
+
+def _read_chats(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -70,8 +76,7 @@ def load_chats(data_dir: str | Path, split: str | None = None) -> datasets.Datas
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number} is no JSON object")
             _check_columns(f"{path}: line {number}", row, ("id", "images", "messages", "split"))
-            rows.append({name: row.get(name) for name in _CHAT_FEATURES})
-    return _by_split(rows, _CHAT_FEATURES, path, split)
+            yield {name: row.get(name) for name in _CHAT_FEATURES}
 
 
 def _existing(data_dir: str | Path, name: str) -> Path:
@@ -95,17 +100,28 @@ def _by_split(
     if split is not None and split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
     folder = path.parent.resolve()
-    by_split: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    # Rows as Python objects take many times what Arrow takes: only some are held as such.
+    loaded: dict[str, list[datasets.Dataset]] = {name: [] for name in SPLITS}
+    waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+
+    def pack(name: str) -> None:
+        loaded[name].append(datasets.Dataset.from_list(waiting[name], features=features))
+        waiting[name] = []
+
     for number, row in enumerate(rows, start=1):
-        if row["split"] not in by_split:
-            raise InputError(f"{path}: row {number}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+        name = row["split"]
+        if name not in loaded:
+            raise InputError(f"{path}: row {number}: split {name!r} is none of {', '.join(SPLITS)}")
         # Paths only: no image is opened or embedded here.
-        by_split[row["split"]].append(row | {"images": [str(folder / image) for image in row["images"]]})
-    present = [name for name in SPLITS if by_split[name]]
+        waiting[name].append(row | {"images": [str(folder / image) for image in row["images"]]})
+        if len(waiting[name]) == _ROWS_AT_ONCE:
+            pack(name)
+    for name in SPLITS:
+        if waiting[name]:
+            pack(name)
+    present = {name: datasets.concatenate_datasets(parts) for name, parts in loaded.items() if parts}
     if not present:
         raise InputError(f"{path}: is empty; {_HINT}")
     if split is not None and split not in present:
         raise InputError(f"{path}: the split {split} is empty; there are {', '.join(present)}")
-    wanted = present if split is None else [split]
-    loaded = {name: datasets.Dataset.from_list(by_split[name], features=features) for name in wanted}
-    return datasets.DatasetDict(loaded) if split is None else loaded[split]
+    return datasets.DatasetDict(present) if split is None else present[split]

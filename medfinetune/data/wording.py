@@ -8,6 +8,7 @@ from typing import Any
 from medfinetune.data.chat import chat
 from medfinetune.data.ledger import Ledger
 from medfinetune.data.text import meaning, siglip_canonical
+from medfinetune.encoder.text import normalize_text
 from medfinetune.errors import InputError, why_not_loaded
 
 _NUM_EXAMPLES = 20
@@ -29,8 +30,9 @@ def load_tokenizer(name: str, key: str) -> Any:
 
 
 def measure_texts(ledger: Ledger, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """Lengths of the distinct texts in the encoder's tokens; see `measure`."""
-    texts = ((text, where) for text, where in ledger.query("SELECT text, MIN(place) FROM pairs GROUP BY text"))
+    """Lengths of the distinct texts in the encoder's tokens, rewritten as its collator does; see `measure`."""
+    rows = ledger.query("SELECT text, MIN(place) FROM pairs GROUP BY text")
+    texts = ((normalize_text(text), where) for text, where in rows)
     return measure(
         texts, lambda text: tokenizer(text, padding=False, truncation=False).input_ids, tokenizer, max_length
     )
@@ -97,21 +99,21 @@ def find_confused(ledger: Ledger, tokenizer: Any | None = None) -> dict[str, Any
         tokenizer: The encoder's; `siglip_canonical` where left out.
 
     Returns:
-        `num_groups`, and some `groups` of such texts. They are told apart again by `encoder/text.py`, which rewrites
-        the signs in words before the tokenizer strips them.
+        `num_groups`, and some `groups` of such texts; and `num_still_confused`, how many of the groups hold texts that
+        are the same even when `encoder/text.py` has rewritten the signs in words.
     """
-    if tokenizer is None:
-        ledger.define("seen_as", siglip_canonical, 1)
-    else:
-        ledger.define("seen_as", lambda text: " ".join(map(str, tokenizer(text).input_ids)), 1)
+    see = siglip_canonical if tokenizer is None else lambda text: " ".join(map(str, tokenizer(text).input_ids))
+    ledger.define("seen_as", see, 1)
     ledger.define("meaning", meaning, 1)
     groups = ledger.query(
         "SELECT json_group_array(text) FROM (SELECT MIN(text) AS text, seen_as(text) AS seen, meaning(text) AS sense "
         "FROM pairs GROUP BY seen, sense) GROUP BY seen HAVING COUNT(*) > 1"
     )
-    found, examples = 0, []
-    for (texts,) in groups:
+    found, still, examples = 0, 0, []
+    for (members,) in groups:
+        texts = sorted(json.loads(members))
         found += 1
+        still += len({see(normalize_text(text)) for text in texts}) < len(texts)
         if len(examples) < _NUM_EXAMPLES:
-            examples.append(sorted(json.loads(texts)))
-    return {"num_groups": found, "groups": examples}
+            examples.append(texts)
+    return {"num_groups": found, "num_still_confused": still, "groups": examples}

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from medfinetune.data import load as loading
 from medfinetune.data.load import load_chats, load_pairs
 from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
@@ -49,6 +50,17 @@ def test_all_splits_from_anywhere(data_dir, load, monkeypatch):
     monkeypatch.chdir("/")
     assert {name: len(part) for name, part in rows.items()} == {"train": 4, "validation": 2}
     assert rows["validation"][0]["images"][0].size == (12, 10)
+
+
+@pytest.mark.parametrize("load", [load_pairs, load_chats])
+def test_many_rows_are_read_in_pieces_and_in_order(data_dir, load, monkeypatch):
+    whole = load(data_dir)
+    monkeypatch.setattr(loading, "_ROWS_AT_ONCE", 2)
+    in_pieces = load(data_dir)
+    for name in ("train", "validation"):
+        assert in_pieces[name].data.num_rows == len(whole[name])
+        assert [row["id"] for row in in_pieces[name]] == [row["id"] for row in whole[name]]
+        assert in_pieces[name].features == whole[name].features
 
 
 def test_columns(data_dir):

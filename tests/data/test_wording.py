@@ -27,7 +27,17 @@ def texts(*said: str):
 def test_signs_that_siglip_strips_are_found():
     ledger = texts("Nodule <5 mm.", "nodule >5 mm", "1.5 cm", "15 cm", "No fracture.", "no fracture", "15 CM!", "other")
     found = find_confused(ledger)
-    assert found == {"num_groups": 2, "groups": [["1.5 cm", "15 CM!"], ["Nodule <5 mm.", "nodule >5 mm"]]}
+    groups = [["1.5 cm", "15 CM!"], ["Nodule <5 mm.", "nodule >5 mm"]]
+    assert found == {"num_groups": 2, "num_still_confused": 0, "groups": groups}
+
+
+def test_what_rewriting_does_not_tell_apart_is_counted(monkeypatch):
+    monkeypatch.setattr(wording, "normalize_text", lambda text: text)
+    assert find_confused(texts("<5 mm", ">5 mm"))["num_still_confused"] == 1
+
+
+def test_the_length_is_that_of_the_text_the_encoder_sees():
+    assert measure_texts(texts("<5 mm"), Words(), 2)["lengths"] == {"4": 1}
 
 
 def test_a_given_tokenizer_decides():
