@@ -91,3 +91,13 @@ def test_real_slake_leaks_as_published(real_data, tmp_path):
         ]
     leaks = published_leaks(write(tmp_path, *rows) / "all_med_pairs.parquet")
     assert leaks == {"slake": {"test_rows": 2094, "also_shown_in_train": 1517}}
+
+
+def test_a_test_row_of_several_images_leaks_once_and_by_any_of_them(tmp_path):
+    published = [("train", ["a", "b"]), ("test", ["c", "b"]), ("test", ["a", "b"]), ("test", ["d", "e"])]
+    rows = [
+        {"pixel_sha256": images, "source": "s", "metadata": json.dumps({"published_split": split})}
+        for split, images in published
+    ]
+    leaks = published_leaks(write(tmp_path, *rows) / "all_med_pairs.parquet")
+    assert leaks == {"s": {"test_rows": 3, "also_shown_in_train": 2}}
