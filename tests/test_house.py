@@ -22,9 +22,10 @@ YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
 # A module may import from its own tier and from those to the left.
 TIERS = [
     {"errors"},
-    {"parser", "data", "encoder.text"},
+    {"distributed", "parser", "data", "encoder.text"},
     {"encoder.config", "decoder.config"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
+    | {"encoder.exact", "encoder.labels"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "tiny", "training"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},

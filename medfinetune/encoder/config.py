@@ -31,9 +31,30 @@ class SigLIPConfig(TrainingArguments):
         metadata={"help": "Kinds of pairs to train on: caption, report, question."},
     )
     max_text_length: int = field(default=64, metadata={"help": "Tokens of every text; SigLIP was trained with 64."})
-    temperature_bias_init: Literal["keep", "paper"] = field(
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images and texts that are on the device at once with a graph; the loss is still that of the whole "
+            "batch."
+        },
+    )
+    loss_type: Literal["sigmoid", "softmax_normalized"] = field(
+        default="sigmoid",
+        metadata={"help": "sigmoid: SigLIP's own. softmax_normalized: each image's softmax over all texts."},
+    )
+    duplicates: Literal["positive", "ignore", "negative"] = field(
+        default="positive",
+        metadata={
+            "help": "Other texts of a batch that say the same, or are of the same label or image: positive, ignore, or "
+            "negative as in the paper. Unless negative, texts of the same patient with another finding are ignored."
+        },
+    )
+    temperature_bias_init: Literal["keep", "paper", "prior"] = field(
         default="keep",
-        metadata={"help": "keep: the checkpoint's own temperature and bias. paper: log 10 and -10, as from scratch."},
+        metadata={
+            "help": "keep: the checkpoint's own temperature and bias. From scratch, paper: log 10 and -10; prior: "
+            "log 10 and the log odds of a match in a batch."
+        },
     )
     logit_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
@@ -45,6 +66,9 @@ class SigLIPConfig(TrainingArguments):
     greater_is_better: bool = field(default=True, metadata={"help": "Whether more of that figure is better."})
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "Keep the best checkpoint on the validation split, not the last."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Looking for parameters without gradient costs time, and there are none."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads the images from the rows."}
@@ -65,6 +89,13 @@ class SigLIPConfig(TrainingArguments):
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
         elif self.load_best_model_at_end:
             self.load_best_model_at_end = False
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise InputError(f"micro_batch_size: {self.micro_batch_size}: must be at least 1")
         if self.dry_run and not torch.accelerator.is_available():
             self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         super().__post_init__()
+
+    @property
+    def num_texts_compared(self) -> int:
+        """How many texts each image is compared with: those of one batch of all processes."""
+        return self.per_device_train_batch_size * self.world_size

@@ -6,13 +6,17 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
+from medfinetune.distributed import gather, rank, world_size
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
-from medfinetune.encoder.loss import sigmoid_loss
+from medfinetune.encoder.exact import exact_backward
+from medfinetune.encoder.labels import labels_from_groups
+from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 from medfinetune.encoder.metrics import retrieval_metrics
 from medfinetune.training import StopOnNonFiniteLoss
 
@@ -21,6 +25,9 @@ _SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
 class SigLIPTrainer(Trainer):
     """Fine-tunes a `SiglipModel` with the learnable temperature and bias sigmoid loss.
+
+    The loss is that of the whole batch of all processes, whatever `micro_batch_size`; pairs that say the same are
+    known (`duplicates`). Gradient accumulation on top averages such losses.
 
     Logs `logit_scale` (the log that the checkpoint stores), `temperature` (its exponential) and `logit_bias`; keeps
     these two parameters out of weight decay; evaluates recall over the whole set, in both directions and by language.
@@ -46,7 +53,7 @@ class SigLIPTrainer(Trainer):
             data_collator: A `SigLIPCollator` where left out.
             **kwargs: As for `transformers.Trainer`.
         """
-        initialise_temperature_and_bias(model, args.temperature_bias_init)
+        initialise_temperature_and_bias(model, args.temperature_bias_init, args.num_texts_compared)
         super().__init__(
             model=model,
             args=args,
@@ -66,11 +73,69 @@ class SigLIPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Sigmoid loss of one batch: every other text of this process's batch is a negative."""
+        """Loss of one batch of this process alone, in one piece; `training_step` takes in the other processes."""
+        inputs = dict(inputs)
+        groups = inputs.pop("group_ids", None)
         outputs = model(**inputs)
-        scale, bias = _scale_and_bias(model)
-        loss = sigmoid_loss(outputs.image_embeds, outputs.text_embeds, scale.exp(), bias)
+        log_scale, bias = _scale_and_bias(model)
+        loss = self._loss(groups, groups, 0)(outputs.image_embeds, outputs.text_embeds, log_scale.exp(), bias)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Loss and gradients of the whole batch: all micro-batches, all processes."""
+        batch_size = len(inputs["input_ids"])
+        micro_batch_size = min(self.args.micro_batch_size or batch_size, batch_size)
+        if world_size() == 1 and micro_batch_size == batch_size:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        groups = inputs.pop("group_ids", None)
+        all_groups = None if groups is None else gather(groups)
+        log_scale, bias = _scale_and_bias(model)
+        share = 1 / self.current_gradient_accumulation_steps
+
+        def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            outputs = model(**piece)
+            return outputs.image_embeds, outputs.text_embeds
+
+        loss = exact_backward(
+            embed,
+            inputs,
+            micro_batch_size,
+            log_scale,
+            bias,
+            self._loss(groups, all_groups, rank() * batch_size),
+            lambda surrogate, last: self._backward(model, surrogate * share, last),
+            lambda: self.accelerator.no_sync(model),
+        )
+        return loss * share
+
+    def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Callable[..., Tensor]:
+        function = sigmoid_loss if self.args.loss_type == "sigmoid" else softmax_normalized_loss
+
+        def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+            mine, everyones = groups, all_groups
+            if mine is None:
+                # A collator that gives no groups: only the pairs themselves are positive.
+                mine, everyones = (
+                    torch.zeros(len(t), 4, dtype=torch.int64, device=t.device) for t in (image_embeds, text_embeds)
+                )
+            targets, weights = labels_from_groups(mine, everyones, first_text, self.args.duplicates)
+            return function(image_embeds, text_embeds, scale, bias, targets, weights)
+
+        return loss
+
+    def _backward(self, model: nn.Module, loss: Tensor, last: bool) -> None:
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.accelerator.backward(loss)
+        elif last:
+            # At the end of an accumulation this also steps.
+            self.accelerator.backward(loss, scale_wrt_gas=False)
+        else:
+            model.set_gradient_accumulation_boundary(False)
+            model.backward(loss, scale_wrt_gas=False)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
@@ -97,6 +162,7 @@ class SigLIPTrainer(Trainer):
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """Returns both embeddings and no loss: a contrastive loss depends on the evaluation's batch size."""
         inputs = self._prepare_inputs(inputs)
+        inputs.pop("group_ids", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
@@ -112,18 +178,21 @@ class SigLIPTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def initialise_temperature_and_bias(model: nn.Module, init: str) -> None:
+def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int) -> None:
     """Sets the two learnable scalars.
 
     Args:
         model: A `SiglipModel`.
-        init: `keep` leaves the checkpoint's own; `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
-            suits a start from scratch and undoes what a pretrained checkpoint has learned.
+        init: `keep` leaves the checkpoint's own. `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
+            suits a start from scratch with batches of thousands; `prior` sets log 10 and `-ln(num_texts - 1)`, the
+            log odds that a text of the batch belongs to an image. Both undo what a pretrained checkpoint has learned.
+        num_texts: How many texts an image is compared with.
     """
-    if init == "paper":
-        with torch.no_grad():
-            model.logit_scale.fill_(math.log(10))
-            model.logit_bias.fill_(-10.0)
+    if init == "keep":
+        return
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10.0 if init == "paper" else -math.log(max(num_texts - 1, 1)))
 
 
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:

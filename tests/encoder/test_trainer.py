@@ -6,6 +6,7 @@ from transformers import TrainerCallback
 
 from medfinetune.data.load import load_pairs
 from medfinetune.encoder.cache import PairCache
+from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.metrics import embed_images, embed_texts, retrieval_metrics
@@ -61,9 +62,10 @@ def test_everything_learns_and_is_logged(loaded, tmp_path):
 def test_loss_of_a_batch_and_accumulation(loaded, tmp_path):
     """Accumulating two micro-batches gives the mean of their gradients, not the sum."""
     model, processor, train, _ = loaded
-    trainer = SigLIPTrainer(model, config(tmp_path, eval_strategy="no"), train, None, processor)
+    args = config(tmp_path, duplicates="negative", eval_strategy="no")
+    trainer = SigLIPTrainer(model, args, train, None, processor)
     inputs = trainer.data_collator([train[i] for i in range(8)])
-    outputs = model(**inputs)
+    outputs = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
     expected = sigmoid_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp()[0], model.logit_bias[0])
     torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
 
@@ -146,6 +148,52 @@ def test_non_finite_loss_stops_the_run(loaded, tmp_path):
     trainer = SigLIPTrainer(model, args, train, None, processor, callbacks=[Break()])
     with pytest.raises(InputError, match="step 2: the loss is nan"):
         trainer.train()
+
+
+def test_start_of_temperature_and_bias(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    own = model.logit_scale.item(), model.logit_bias.item()
+    expected = {"keep": own, "paper": (math.log(10), -10.0), "prior": (math.log(10), -math.log(15))}
+    for init, (scale, bias) in expected.items():
+        args = config(
+            tmp_path, temperature_bias_init=init, per_device_train_batch_size=16, micro_batch_size=4, eval_strategy="no"
+        )
+        SigLIPTrainer(model, args, train, None, processor)
+        assert math.isclose(model.logit_scale.item(), scale, rel_tol=1e-6), init
+        assert math.isclose(model.logit_bias.item(), bias, rel_tol=1e-6), init
+
+
+def test_pairs_that_say_the_same_are_known(loaded, tmp_path):
+    """The same rows twice in a batch: as `negative` they cost dearly, as `positive` they cost like one."""
+    model, processor, train, _ = loaded
+    groups = SigLIPCollator(processor)([train[i] for i in range(len(train))])["group_ids"]
+    other = next(i for i in range(len(train)) if not (groups[i] == groups[0])[groups[0] != 0].any())
+    rows = [train[i] for i in (0, 0, other, other)]
+    losses = {}
+    for duplicates in ("positive", "ignore", "negative"):
+        args = config(tmp_path, duplicates=duplicates, eval_strategy="no")
+        trainer = SigLIPTrainer(model, args, train, None, processor)
+        inputs = trainer.data_collator(rows)
+        losses[duplicates] = trainer.compute_loss(model, inputs).item()
+        # A collator that knows no groups: only a row's own text is right.
+        assert inputs.pop("group_ids").shape == (4, 4)
+        losses[f"{duplicates}, nothing known"] = trainer.compute_loss(model, inputs).item()
+    logits = model(**inputs).logits_per_image.detach()
+    same = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
+    own = torch.eye(4)
+    pair_losses = {
+        "positive": torch.nn.functional.softplus(-logits * (2 * same - 1)),
+        "negative": torch.nn.functional.softplus(-logits * (2 * own - 1)),
+    }
+    pair_losses["ignore"] = pair_losses["negative"] * (1 - same + own)
+    for duplicates, value in losses.items():
+        pair_losses.setdefault(duplicates, pair_losses["negative"])
+        assert math.isclose(value, pair_losses[duplicates].sum().item() / 4, rel_tol=1e-5), duplicates
+
+
+def test_micro_batch_size_is_checked(tmp_path):
+    with pytest.raises(InputError, match="micro_batch_size: 0: must be at least 1"):
+        config(tmp_path, micro_batch_size=0)
 
 
 def test_unused_columns_must_stay(tmp_path):
