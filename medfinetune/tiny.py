@@ -20,6 +20,8 @@ from transformers import (
     SiglipProcessor,
     SiglipTokenizer,
 )
+from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
+from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
 from medfinetune.data.phantom.findings import combinations, report
 
@@ -138,6 +140,7 @@ def make_tiny_mllama(output_dir: Path, seed: int = 0, image_size_px: int = 48, p
                 parameter.fill_(0.7)
             if "gated_positional_embedding" in name and name.endswith(".embedding"):
                 parameter.normal_(std=0.3)
+        _make_padded_tiles_alike(model.model.vision_model)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end_of_text|>")]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(output_dir)
@@ -145,6 +148,18 @@ def make_tiny_mllama(output_dir: Path, seed: int = 0, image_size_px: int = 48, p
     image_processor = MllamaImageProcessorPil(size=size, max_image_tiles=4)
     processor = MllamaProcessor(image_processor, tokenizer, chat_template=_CHAT_TEMPLATE)
     processor.save_pretrained(output_dir)
+
+
+def _make_padded_tiles_alike(tower: MllamaVisionModel) -> None:
+    """Slots of tiles that only pad an image get no embedding: `decoder/vision.py` then encodes them once."""
+    position = tower.gated_positional_embedding.tile_embedding.weight
+    tables = [position, tower.pre_tile_positional_embedding.embedding.weight]
+    tables.append(tower.post_tile_positional_embedding.embedding.weight)
+    # Id 0 stands for no image, which is taken as one empty tile.
+    arrangements = [(1, 1), *get_all_supported_aspect_ratios(tower.max_num_tiles)]
+    for table in tables:
+        for ratio_id, (width, height) in enumerate(arrangements):
+            table[ratio_id].view(tower.max_num_tiles, -1)[width * height :] = 0
 
 
 def _corpus() -> list[str]:

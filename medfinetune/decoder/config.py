@@ -51,6 +51,13 @@ class MllamaSFTConfig(SFTConfig):
     freeze_vision: bool = field(
         default=True, metadata={"help": "Leave the vision tower as it is (the projector still trains)."}
     )
+    fast_vision: bool = field(
+        default=True,
+        metadata={
+            "help": "Encode images without padded and repeated tiles and without the backward of a frozen tower: the "
+            "same features to rounding."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
     )

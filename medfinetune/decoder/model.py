@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.errors import InputError, require_model_type, why_not_loaded
 
 
@@ -90,6 +91,7 @@ def _load_model(name: str, revision: str | None, dtype: str) -> MllamaForConditi
         name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
     )
     skip_cross_attention_without_image(model)
+    use_fast_vision(model)
     return model
 
 
