@@ -112,7 +112,7 @@ def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[st
                 with warnings.catch_warnings():
                     # Pillow warns from half the size on at which it refuses.
                     warnings.simplefilter("ignore")
-                    image = _decode(file)
+                    image, tags = _decode(file)
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except OSError as error:
@@ -134,19 +134,25 @@ def _is_nifti(head: bytes) -> bool:
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO) -> tuple[Image.Image, dict[str, Any]]:
+    """The first frame, and of a TIFF with several pages how many there are."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage("not an image") from error
+        file.seek(0)
+        # Every DICOM file names its kind by such a number near its beginning.
+        hint = "looks like DICOM with a broken beginning" if b"1.2.840.10008." in file.read(352) else ""
+        raise UnreadableImage("not an image", hint) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage("image is too large", str(error)) from error
     except Exception as error:
         # A damaged header makes Pillow raise anything from SyntaxError to struct.error.
         raise UnreadableImage("damaged image", str(error)) from error
     try:
+        num_pages = image.n_frames if image.format == "TIFF" else 1
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        tags = {"frame": 0, "num_frames": num_pages} if num_pages > 1 else {}
+        return _to_rgb(ImageOps.exif_transpose(image)), tags
     except Exception as error:
         reason = "truncated image" if "truncated" in str(error) else "damaged image"
         raise UnreadableImage(reason, str(error)) from error

@@ -173,3 +173,10 @@ def test_real_16_bit_images_keep_their_brightness(real_data):
         assert pixels(path).mean() == pytest.approx(values.mean() / 65535 * 255, rel=0.02), path
         checked += 1
     assert checked == 160
+
+
+def test_of_several_pages_the_first_is_taken_and_their_number_told(tmp_path):
+    picture(1).save(tmp_path / "a.tiff", save_all=True, append_images=[picture(2), picture(3)])
+    assert np.array_equal(pixels(tmp_path / "a.tiff"), np.asarray(picture(1)))
+    assert store_image(tmp_path / "a.tiff", tmp_path, ImageOptions()).tags == {"frame": 0, "num_frames": 3}
+    assert store_image(save(tmp_path / "b.tiff", 1), tmp_path, ImageOptions()).tags == {}
