@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -180,3 +181,17 @@ def test_of_several_pages_the_first_is_taken_and_their_number_told(tmp_path):
     assert np.array_equal(pixels(tmp_path / "a.tiff"), np.asarray(picture(1)))
     assert store_image(tmp_path / "a.tiff", tmp_path, ImageOptions()).tags == {"frame": 0, "num_frames": 3}
     assert store_image(save(tmp_path / "b.tiff", 1), tmp_path, ImageOptions()).tags == {}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_white_is_zero_looks_alike_in_8_and_16_bits(tmp_path, orientation):
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name, values in (("8.tiff", ramp), ("16.tiff", ramp.astype(np.uint16) * 257)):
+        Image.fromarray(values).save(tmp_path / name, tiffinfo={0x0112: orientation})
+        content = (tmp_path / name).read_bytes()
+        black_is_zero, white_is_zero = (struct.pack("<HHIHH", 262, 3, 1, kind, 0) for kind in (1, 0))
+        assert content.count(black_is_zero) == 1
+        (tmp_path / name).write_bytes(content.replace(black_is_zero, white_is_zero))
+    expected = 255 - (np.rot90(ramp, -1) if orientation == 6 else ramp)
+    assert np.array_equal(pixels(tmp_path / "8.tiff")[..., 0], expected)
+    assert np.array_equal(pixels(tmp_path / "16.tiff")[..., 0], expected)
