@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from medfinetune.data.dicom import is_dicom, read_dicom
 from medfinetune.data.grey import to_8_bits
 from medfinetune.data.perceptual import perceptual_hash
+from medfinetune.data.text import tidy
 from medfinetune.data.unreadable import UnreadableImage
 
 # What a hospital's folder may hold; EPS and the like are left out, as Pillow runs other programs to open them.
@@ -37,12 +38,14 @@ class ImageOptions:
         window_hu: Centre and width in Hounsfield units, for CT in DICOM; the file's own window where left out.
         dicom_frame: Which frame of a DICOM file is taken, from 0.
         patient_key: Key of the hash that stands for a DICOM patient id; without it the id is thrown away.
+        ignore_patients: DICOM patient ids are thrown away although there is a key, as tables may need it.
     """
 
     max_side_px: int = 2240
     window_hu: tuple[float, float] | None = None
     dicom_frame: int = 0
     patient_key: bytes | None = field(default=None, repr=False)
+    ignore_patients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,11 @@ def open_image(path: Path | str, window_hu: tuple[float, float] | None = None, d
 
 
 def hash_patient(patient_id: str, key: bytes) -> str:
-    """HMAC-SHA256 of a patient's id, 32 hexadecimal digits: without the key nobody can try ids until one fits."""
-    return hmac.new(key, patient_id.encode(), hashlib.sha256).hexdigest()[:32]
+    """HMAC-SHA256 of a patient's id, 32 hexadecimal digits: without the key nobody can try ids until one fits.
+
+    The id is tidied first: what a header and a table write in other widths or spaces is one patient.
+    """
+    return hmac.new(key, tidy(patient_id).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[str, Any], str]:
@@ -208,5 +214,7 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
         unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
         unfinished.replace(target)
-    patient = hash_patient(patient_id, options.patient_key) if patient_id and options.patient_key else ""
-    return StoredImage(sha256, file, width, height, looks, tags, patient, bool(patient_id))
+    names_patient = bool(tidy(patient_id))
+    hashed = names_patient and options.patient_key and not options.ignore_patients
+    patient = hash_patient(patient_id, options.patient_key) if hashed else ""
+    return StoredImage(sha256, file, width, height, looks, tags, patient, names_patient)

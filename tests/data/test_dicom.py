@@ -239,6 +239,8 @@ def test_only_harmless_tags_and_a_keyed_hash_leave_the_header(tmp_path):
         assert secret.encode() not in (tmp_path / stored.file).read_bytes()
     without_key = store_image(path, tmp_path, ImageOptions())
     assert (without_key.patient, without_key.names_patient) == ("", True)
+    ignoring = store_image(path, tmp_path, ImageOptions(patient_key=b"k" * 16, ignore_patients=True))
+    assert (ignoring.patient, ignoring.names_patient) == ("", True), "the key may be there for a table"
     # A code field may hold anything that somebody typed.
     path = write_dicom(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16), BodyPartExamined="DOE JANE", Modality="DX")
     assert store_image(path, tmp_path, ImageOptions()).tags == {"modality": "DX"}
@@ -349,6 +351,17 @@ def test_files_without_a_mark_in_every_byte_order(tmp_path, syntax):
     path = tmp_path / "image"
     path.write_bytes(file.getvalue())
     assert np.array_equal(grey(path), grey(bundled("MR_small_implicit.dcm")))
+
+
+def test_ids_in_other_widths_are_one_patient(tmp_path):
+    key = b"k" * 16
+    for written in ("A 47", " A  47 ", "Ａ\u3000４７"):
+        path = write_dicom(
+            tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), SpecificCharacterSet="ISO_IR 192", PatientID=written
+        )
+        assert store_image(path, tmp_path, ImageOptions(patient_key=key)).patient == hash_patient("A 47", key)
+    path = write_dicom(tmp_path / "b.dcm", np.zeros((4, 4), np.uint16), PatientID="  ")
+    assert not store_image(path, tmp_path, ImageOptions(patient_key=key)).names_patient
 
 
 def test_a_broken_beginning_has_a_hint():
