@@ -186,6 +186,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> StoredImage:
     """Writes an image as lossless RGB PNG to `output_dir/images/`, named after its pixels; an existing file is kept.
 
+    A file of no bytes, which a crash of the machine may leave behind a rename, is written again.
+
     Args:
         path: See `open_image`.
         output_dir: The output folder.
@@ -193,6 +195,7 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
 
     Raises:
         UnreadableImage: See `open_image`.
+        OSError: The output cannot be written; the image is not to blame.
     """
     image, tags, patient_id = _open(path, options)
     width, height = image.size
@@ -204,7 +207,7 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
     file = f"images/{sha256[:2]}/{sha256}{f'-{options.max_side_px}px' if reduced else ''}.png"
     looks = perceptual_hash(image)
     target = output_dir / file
-    if not target.exists():
+    if not target.exists() or target.stat().st_size == 0:
         if reduced:
             scale = options.max_side_px / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -212,8 +215,12 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
         target.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be writing the same pixels: each writes its own file, and the last rename wins.
         unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
-        unfinished.replace(target)
+        try:
+            image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
+            unfinished.replace(target)
+        finally:
+            # On a full disk the rest of it would stay in the way.
+            unfinished.unlink(missing_ok=True)
     names_patient = bool(tidy(patient_id))
     hashed = names_patient and options.patient_key and not options.ignore_patients
     patient = hash_patient(patient_id, options.patient_key) if hashed else ""

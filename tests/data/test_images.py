@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 import io
@@ -195,3 +196,27 @@ def test_white_is_zero_looks_alike_in_8_and_16_bits(tmp_path, orientation):
     expected = 255 - (np.rot90(ramp, -1) if orientation == 6 else ramp)
     assert np.array_equal(pixels(tmp_path / "8.tiff")[..., 0], expected)
     assert np.array_equal(pixels(tmp_path / "16.tiff")[..., 0], expected)
+
+
+def test_an_empty_file_is_written_again_and_a_whole_one_kept(tmp_path):
+    path = save(tmp_path / "a.png", 1)
+    stored = tmp_path / store_image(path, tmp_path, ImageOptions()).file
+    content, written = stored.read_bytes(), stored.stat().st_mtime_ns
+    store_image(path, tmp_path, ImageOptions())
+    assert stored.stat().st_mtime_ns == written
+    stored.write_bytes(b"")
+    store_image(path, tmp_path, ImageOptions())
+    assert stored.read_bytes() == content
+
+
+def test_a_full_disk_is_no_damaged_image(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", 1)
+
+    def fill(image, target, **_):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    with pytest.raises(OSError, match="No space left"):
+        store_image(path, tmp_path, ImageOptions())
+    assert not [found for found in (tmp_path / "images").rglob("*") if found.is_file()]
