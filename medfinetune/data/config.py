@@ -108,7 +108,8 @@ class PrepareConfig:
             InputError: The key's file is missing or holds less than 16 bytes.
         """
         window = (self.window_hu["center"], self.window_hu["width"]) if self.window_hu else None
-        return ImageOptions(self.max_side_px, window, self.dicom_frame, self._patient_key())
+        ignore_patients = self.dicom_patients == "ignore"
+        return ImageOptions(self.max_side_px, window, self.dicom_frame, self._patient_key(), ignore_patients)
 
     def _patient_key(self) -> bytes | None:
         if self.patient_key_file is None:

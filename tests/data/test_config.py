@@ -10,6 +10,9 @@ def test_the_key_is_read_and_never_shown(tmp_path):
     config = PrepareConfig(output_dir="out", reports_dir="x", patient_key_file=str(path))
     options = config.image_options()
     assert options.patient_key == b"0123456789abcdef"
+    assert not options.ignore_patients
+    config.dicom_patients = "ignore"
+    assert config.image_options().ignore_patients
     assert "0123456789abcdef" not in str(options) + str(config)
 
 
