@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama.modeling_mllama import MllamaVisionAttention, MllamaVisionModel
@@ -184,7 +185,8 @@ def _encode(tower: Any, images: Tensor, ratio_ids: Tensor, num_tiles: int) -> Te
 
 def _alike(slots: Tensor) -> bool:
     """Whether all of dimension 1 are equal; not looked at without data, where only shapes and operations count."""
-    return slots.is_meta or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
+    without_data = slots.is_meta or isinstance(slots, FakeTensor)
+    return without_data or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
 
 
 def _split(layout: _Layout, is_global: bool, hidden: Tensor) -> _Split:

@@ -1,0 +1,123 @@
+"""What a SigLIP run will take: the model on fake tensors, and one step of a whole batch."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import SiglipConfig, SiglipModel
+
+from medfinetune.data.chat import PAIRS_FILE
+from medfinetune.data.load import load_pairs
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.exact import exact_backward
+from medfinetune.encoder.labels import labels_from_groups
+from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
+from medfinetune.errors import InputError
+from medfinetune.preflight.memory import Weights, Zero, count_weights
+from medfinetune.preflight.plan import Machine, Plan, Setup, plan
+from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
+from medfinetune.training import splits_for_training
+
+
+def preflight(
+    args: SigLIPConfig, machine: Machine, zero: Zero | None = None, num_rows: int | None = None, **_: Any
+) -> Plan:
+    """Counts what a run takes, and looks for changes where it does not fit; loads no weights.
+
+    Args:
+        args: The run's settings.
+        machine: What it runs on.
+        zero: The DeepSpeed stage; none without DeepSpeed.
+        num_rows: Training pairs; those in `args.data_dir` where left out.
+
+    Raises:
+        InputError: The folder named holds no SigLIP, or `image_size_px` is no multiple of its patch.
+    """
+    config, note = shape_of(args)
+    rows = num_rows or count_rows(args)
+    return plan(Setup(args, zero, machine.num_gpus), machine, partial(count_run, config=config), rows, note)
+
+
+def shape_of(args: SigLIPConfig) -> tuple[SiglipConfig, str]:
+    """The shape of a local checkpoint, or that of SigLIP base and a note that says so; at the run's image size."""
+    local = Path(args.model_name_or_path).is_dir()
+    config = SiglipConfig.from_pretrained(args.model_name_or_path) if local else SiglipConfig()
+    vision = config.vision_config
+    if args.image_size_px is not None:
+        if args.image_size_px < 1 or args.image_size_px % vision.patch_size:
+            raise InputError(f"image_size_px: {args.image_size_px} is no multiple of the patch of {vision.patch_size} px")
+        vision.image_size = args.image_size_px
+    return config, "" if local else "of SigLIP base's shape; the checkpoint was not looked at"
+
+
+def count_rows(args: SigLIPConfig) -> int | None:
+    """Training pairs of the wanted tasks; none where the data are not there."""
+    if not (Path(args.data_dir) / PAIRS_FILE).is_file():
+        return None
+    return len(splits_for_training(load_pairs(args.data_dir), args.tasks, args)[0])
+
+
+def count_run(args: SigLIPConfig, zero: Zero | None, config: SiglipConfig) -> tuple[Weights, Step]:
+    """Counts the weights and one batch of a process."""
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    dtype = torch.float32 if zero is None else half or torch.float32
+    with without_memory(dtype):
+        model = _model(args, config)
+    weights = count_weights(model)
+    if zero is None:
+        mixed_precision(model, half)
+    return weights, count_step(model, _step(args, config, model, dtype))
+
+
+def _model(args: SigLIPConfig, config: SiglipConfig) -> Any:
+    model: Any = SiglipModel(config)
+    model.train()
+    frozen = getattr(args, "freeze", "none")
+    if frozen != "none":
+        getattr(model, f"{frozen}_model").requires_grad_(False)
+    if getattr(args, "use_peft", False):
+        targets = args.lora_target_modules
+        lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
+        lora.target_modules = targets
+        model = get_peft_model(model, lora)
+    if args.activation_checkpointing:
+        kwargs = {"use_reentrant": False, **(args.activation_checkpointing_kwargs or {})}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    return model
+
+
+def _step(args: SigLIPConfig, config: SiglipConfig, model: Any, dtype: torch.dtype) -> Callable[[], None]:
+    """As `SigLIPTrainer.training_step`: in one piece, or exactly in micro-batches."""
+    batch, side = args.per_device_train_batch_size, config.vision_config.image_size
+    micro = min(args.micro_batch_size or batch, batch)
+    function = sigmoid_loss if args.loss_type == "sigmoid" else softmax_normalized_loss
+
+    def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        groups = torch.zeros(len(image_embeds), 4, dtype=torch.long)
+        targets, weights = labels_from_groups(groups, groups, 0, args.duplicates)
+        return function(image_embeds, text_embeds, scale, bias, targets, weights)
+
+    def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = model(**piece)
+        return outputs.image_embeds, outputs.text_embeds
+
+    def step() -> None:
+        log_scale, bias = (getattr(model, name).squeeze() for name in ("logit_scale", "logit_bias"))
+        inputs = {
+            "pixel_values": torch.zeros(batch, 3, side, side, dtype=dtype),
+            "input_ids": torch.zeros(batch, args.max_text_length, dtype=torch.long),
+        }
+        if micro == batch:
+            outputs = model(**inputs)
+            loss(outputs.image_embeds, outputs.text_embeds, log_scale.exp(), bias).backward()
+            return
+        exact_backward(
+            embed, inputs, micro, log_scale, bias, loss, lambda surrogate, last: surrogate.backward(), nullcontext
+        )
+
+    return step
