@@ -1,0 +1,52 @@
+import pytest
+import torch
+from transformers import SiglipConfig, SiglipModel
+
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.preflight import count_run, preflight
+from medfinetune.encoder.trainer import SigLIPTrainer
+from medfinetune.errors import InputError
+from medfinetune.preflight.memory import memory_of
+from medfinetune.preflight.plan import Machine
+from tests.preflight.tracked import tracked_peak
+
+BATCH = 32
+
+
+def config(tmp_path, **changes):
+    defaults = {"output_dir": str(tmp_path / "run"), "data_dir": "unused", "use_cpu": True, "eval_strategy": "no"}
+    return SigLIPConfig(**(defaults | {"per_device_train_batch_size": BATCH} | changes))
+
+
+def shape():
+    """About 21 M parameters."""
+    tower = {"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 5, "num_hidden_layers": 7}
+    text = {"vocab_size": 8000, "projection_size": 320, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+    return SiglipConfig(text_config=tower | text, vision_config=tower | {"image_size": 96, "patch_size": 16})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"micro_batch_size": 8}, {"activation_checkpointing": True}, {"bf16": True}, {"gradient_accumulation_steps": 2}],
+    ids=["plain", "micro-batches", "checkpointing", "autocast", "accumulating"],
+)
+def test_memory_is_that_of_a_real_step(tmp_path, changes):
+    """Within 15% of torch's MemTracker, through the trainer's own step and optimiser."""
+    args = config(tmp_path, **changes)
+    weights, counted = count_run(args, None, shape())
+    predicted = memory_of(weights, counted, args.optim, args.gradient_accumulation_steps > 1, None, 1, True)
+    trainer = SigLIPTrainer(SiglipModel(shape()), args, [{}], data_collator=lambda rows: rows)
+    trainer.create_optimizer()
+    if args.activation_checkpointing:
+        trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    wrapped, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+    inputs = {"pixel_values": torch.randn(BATCH, 3, 96, 96), "input_ids": torch.randint(2, 8000, (BATCH, 64))}
+    measured = tracked_peak(
+        trainer.model,
+        optimizer.optimizer,
+        lambda: trainer.training_step(wrapped, dict(inputs)),
+        args.gradient_accumulation_steps > 1,
+    )
+    print(f"predicted/measured {predicted.total / measured:.3f} of {measured / 2**20:.0f} MiB")
+    assert 1 / 1.15 < predicted.total / measured < 1.15
