@@ -4,6 +4,7 @@ The step itself is run, on fake tensors, which have shapes, dtypes and lifetimes
 known here about layers, adapters, autocast or checkpointing.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.peak = self.peak_without_gradients = 0
         self._live = self._gradients = 0
+        self._looked_at = [0.0, 0.0]
         self._sizes: dict[weakref.ref, int] = {}
         self._gradient_refs: set[weakref.ref] = set()
         self._model = model
@@ -89,9 +91,21 @@ class LiveMemory(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._know(tensor)
+        self._record()
+        return result
+
+    def _record(self) -> None:
+        # What a checkpointed layer computes again stands in reference cycles where tensors are fake, which real ones
+        # do not: garbage is no memory. Looking for it takes time, so only when the backward sets a record.
+        new = any(now > before for now, before in zip(self._sums(), self._looked_at, strict=True))
+        if new and torch._C._current_graph_task_id() != -1:
+            gc.collect()
+            self._looked_at = [max(1.01 * n, b) for n, b in zip(self._sums(), self._looked_at, strict=True)]
         self.peak = max(self.peak, self._live)
         self.peak_without_gradients = max(self.peak_without_gradients, self._live - self._gradients)
-        return result
+
+    def _sums(self) -> tuple[int, int]:
+        return self._live, self._live - self._gradients
 
     def _know(self, tensor: Tensor, size: int | None = None) -> None:
         storage = tensor.untyped_storage()
@@ -148,6 +162,11 @@ def count_step(model: nn.Module, forward_and_backward: Callable[[], None]) -> St
     # Fake tensors say that they are on the CPU: autocast and attention's kernels depend on a device.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        with flops, LiveMemory(model) as memory:
-            forward_and_backward()
+        gc.collect()
+        gc.freeze()  # what is there already is not looked through again
+        try:
+            with flops, LiveMemory(model) as memory:
+                forward_and_backward()
+        finally:
+            gc.unfreeze()
     return Step(memory.peak, memory.peak_without_gradients, flops.get_total_flops() / 1e12)

@@ -13,6 +13,11 @@ class _Tracker(MemTracker):
     def _track_module_params_and_buffers(self, module, install_grad_hooks=True):
         return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
 
+    def _pre_fw_hook(self, module, inputs):
+        if module in self.memory_tracking and self._mod_tracker.parents == {"Global", type(module).__name__}:
+            self.reset_mod_stats()  # or a second forward in one step would be refused
+        super()._pre_fw_hook(module, inputs)
+
 
 def tracked_peak(
     model: Any, optimizer: torch.optim.Optimizer, micro_batch: Callable[[], Any], accumulates: bool = False
