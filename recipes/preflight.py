@@ -31,7 +31,7 @@ def main() -> None:
     )
     print(describe(plan))
     if options.measure:
-        print(describe_measured(plan, family.measure(asked.args)))
+        print(describe_measured(family.measure_run(asked.args, asked.machine, asked.zero)))
     sys.exit(0 if plan.fits else 1)
 
 

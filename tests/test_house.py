@@ -15,6 +15,7 @@ from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.evaluation.config import EvaluateConfig
 from medfinetune.parser import parse
+from medfinetune.preflight.config import read_arguments
 
 REPO = Path(__file__).parents[1]
 CONFIGS = {"prepare": PrepareConfig, "encoder": SigLIPConfig, "decoder": MllamaSFTConfig, "evaluate": EvaluateConfig}
@@ -26,9 +27,10 @@ TIERS = [
     {"encoder.config", "decoder.config"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"},
+    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},
+    {"encoder.preflight", "decoder.preflight"},
 ]
 
 
@@ -98,6 +100,9 @@ def test_every_documented_command_is_accepted(words):
     """Scripts and configs exist, and every option is a key; the recipes' own tests run them."""
     script = REPO / words[0]
     assert script.is_file()
+    if script.stem == "preflight":
+        argv = [str(REPO / word) if word.startswith("recipes/") else word for word in words[1:]]
+        assert read_arguments({kind: CONFIGS[kind] for kind in ("encoder", "decoder")}, argv)
     if script.stem in CONFIGS:
         without_gpu = ["--dry_run"] if script.stem in ("encoder", "decoder") else []
         argv = [str(REPO / word) if word.startswith("recipes/") else word for word in words[1:]]

@@ -1,5 +1,6 @@
 """What a Mllama run will take: the model on fake tensors, and one step of its longest batch."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from medfinetune.data.chat import CHATS_FILE
 from medfinetune.data.load import load_chats
+from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.model import load_decoder, lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.decoder.vision import _encode, use_fast_vision
-from medfinetune.preflight.memory import Weights, Zero, count_weights
+from medfinetune.errors import InputError, require_model_type
+from medfinetune.preflight.measure import NUM_STEPS, Measured, measure
+from medfinetune.preflight.memory import Weights, Zero, count_weights, memory_of
 from medfinetune.preflight.plan import Machine, Plan, Setup, plan
 from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
 from medfinetune.training import splits_for_training
@@ -56,6 +61,7 @@ def preflight(
 
 def shape_of(name: str) -> tuple[MllamaConfig, str]:
     """The shape of a local checkpoint, or the 11B shape and a note that says so."""
+    require_model_type(name, "mllama")
     if Path(name).is_dir():
         return MllamaConfig.from_pretrained(name), ""
     # Its own config says 560 px where transformers' default is 448.
@@ -85,6 +91,38 @@ def count_run(
     step = count_step(model, _step(args, config, model, num_images))
     extra = weights.dequantised_bytes
     return weights, Step(step.peak_bytes + extra, step.activation_bytes + extra, step.tflop)
+
+
+def measure_run(args: MllamaSFTConfig, machine: Machine, zero: Zero | None) -> Measured:
+    """Takes two real steps on the longest chats, with the checkpoint and the data that the config names.
+
+    Raises:
+        InputError: DeepSpeed is asked for, or the checkpoint, the data or the GPU are not there.
+    """
+    if zero is not None:
+        raise InputError("measure: does not start DeepSpeed; measure without the key deepspeed")
+    rows, _ = splits_for_training(load_chats(args.data_dir), args.tasks, args)
+    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype)
+    collator = MllamaCollator(processor, args.max_length, args.train_on, args.date_string)
+    plain = rows.select_columns(["id", "messages"])
+    lengths = [len(collator.encode(row).input_ids) for row in plain]
+    size = args.per_device_train_batch_size
+    longest = sorted(range(len(rows)), key=lambda i: -lengths[i])[:size]
+    number = size * args.gradient_accumulation_steps * NUM_STEPS
+    same = rows.select([longest[i % len(longest)] for i in range(number)])
+    told = copy.copy(args)
+    told.max_length = lengths[longest[0]]
+    images = max(len(row["images"]) for row in same.select(range(min(size, len(longest)))))
+    counted = count_run(told, None, model.config, max(images, 1))
+    accumulates = args.gradient_accumulation_steps > 1
+    predicted = memory_of(*counted, args.optim, accumulates, None, 1, machine.on_cpu)
+    return measure(
+        args,
+        machine.on_cpu,
+        f"{size} chats of up to {told.max_length} tokens",
+        predicted,
+        lambda short: MllamaSFTTrainer(model, short, same, None, processor),
+    )
 
 
 def _model(args: MllamaSFTConfig, config: MllamaConfig, float_adapters: bool, num_tiles: int) -> Any:

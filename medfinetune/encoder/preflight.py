@@ -17,8 +17,11 @@ from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
-from medfinetune.errors import InputError
-from medfinetune.preflight.memory import Weights, Zero, count_weights
+from medfinetune.encoder.model import load_encoder
+from medfinetune.encoder.trainer import SigLIPTrainer
+from medfinetune.errors import InputError, require_model_type
+from medfinetune.preflight.measure import NUM_STEPS, Measured, measure
+from medfinetune.preflight.memory import Weights, Zero, count_weights, memory_of
 from medfinetune.preflight.plan import Machine, Plan, Setup, plan
 from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
 from medfinetune.training import splits_for_training
@@ -45,6 +48,7 @@ def preflight(
 
 def shape_of(args: SigLIPConfig) -> tuple[SiglipConfig, str]:
     """The shape of a local checkpoint, or that of SigLIP base and a note that says so; at the run's image size."""
+    require_model_type(args.model_name_or_path, "siglip")
     local = Path(args.model_name_or_path).is_dir()
     config = SiglipConfig.from_pretrained(args.model_name_or_path) if local else SiglipConfig()
     vision = config.vision_config
@@ -72,6 +76,31 @@ def count_run(args: SigLIPConfig, zero: Zero | None, config: SiglipConfig) -> tu
     if zero is None:
         mixed_precision(model, half)
     return weights, count_step(model, _step(args, config, model, dtype))
+
+
+def measure_run(args: SigLIPConfig, machine: Machine, zero: Zero | None) -> Measured:
+    """Takes two real steps, with the checkpoint and the data that the config names; all batches are equally long.
+
+    Raises:
+        InputError: DeepSpeed is asked for, or the checkpoint, the data or the GPU are not there.
+    """
+    if zero is not None:
+        raise InputError("measure: does not start DeepSpeed; measure without the key deepspeed")
+    rows, _ = splits_for_training(load_pairs(args.data_dir), args.tasks, args)
+    model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)
+    size = args.per_device_train_batch_size
+    number = size * args.gradient_accumulation_steps * NUM_STEPS
+    some = rows.select([i % len(rows) for i in range(number)])
+    accumulates = args.gradient_accumulation_steps > 1
+    counted = count_run(args, None, model.config)
+    predicted = memory_of(*counted, args.optim, accumulates, None, 1, machine.on_cpu)
+    return measure(
+        args,
+        machine.on_cpu,
+        f"{size} pairs at {model.config.vision_config.image_size} px",
+        predicted,
+        lambda short: SigLIPTrainer(model, short, some, None, processor),
+    )
 
 
 def _model(args: SigLIPConfig, config: SiglipConfig) -> Any:

@@ -1,5 +1,6 @@
 """A plan as a table to read."""
 
+from medfinetune.preflight.measure import Measured
 from medfinetune.preflight.plan import Plan
 
 _GIB = 2**30
@@ -8,6 +9,20 @@ _GIB = 2**30
 def describe(plan: Plan) -> str:
     """Everything that a plan holds, in lines of at most 120 characters; memory in GiB of 2^30 bytes."""
     return "\n".join([*_parameters(plan), "", *_memory(plan), "", *_disk_and_time(plan), "", *_verdict(plan)])
+
+
+def describe_measured(measured: Measured) -> str:
+    """Predicted beside measured."""
+    ratio = measured.predicted_bytes / measured.measured_bytes
+    return "\n".join(
+        [
+            "",
+            f"two real steps: {measured.what}",
+            _row("predicted, without the allowance", gib(measured.predicted_bytes)),
+            _row("measured", gib(measured.measured_bytes), f"predicted / measured: {ratio:.2f}"),
+            _row("seconds a step", f"{measured.seconds:.2f}"),
+        ]
+    )
 
 
 def gib(num_bytes: float) -> str:

@@ -10,7 +10,7 @@ from medfinetune.preflight.memory import memory_of
 from medfinetune.preflight.plan import Machine
 from tests.preflight.tracked import tracked_peak
 
-BATCH = 32
+BATCH = 16
 
 
 def config(tmp_path, **changes):
@@ -27,8 +27,13 @@ def shape():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"micro_batch_size": 8}, {"activation_checkpointing": True}, {"bf16": True}, {"gradient_accumulation_steps": 2}],
-    ids=["plain", "micro-batches", "checkpointing", "autocast", "accumulating"],
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"micro_batch_size": 4}, id="micro-batches"),
+        pytest.param({"activation_checkpointing": True}, id="checkpointing"),
+        pytest.param({"bf16": True}, id="autocast", marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation_steps": 2}, id="accumulating", marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_that_of_a_real_step(tmp_path, changes):
     """Within 15% of torch's MemTracker, through the trainer's own step and optimiser."""
