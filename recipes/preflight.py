@@ -1,7 +1,7 @@
 """What a run will take, before it starts: python recipes/preflight.py --config recipes/decoder/llama32_11b_lora.yaml
 
-Counts parameters, memory, disk and time from the config alone; loads no weights. Keys of the run's own config may follow,
-as for recipes/encoder.py and recipes/decoder.py. The exit status is 1 where the run does not fit.
+Counts parameters, memory, disk and time from the config alone; loads no weights. Keys of the run's own config may
+follow, as for recipes/encoder.py and recipes/decoder.py. The exit status is 1 where the run does not fit.
 """
 
 import sys

@@ -98,10 +98,14 @@ def _load_model(name: str, revision: str | None, dtype: str) -> MllamaForConditi
 def describe_parameters(args: MllamaSFTConfig) -> str:
     """How many parameters a run would train, counted on the meta device: no weight is loaded.
 
-    A checkpoint that is not at hand is taken for the 11B shape, whose config is transformers' default.
+    A checkpoint that is not at hand is taken for the 11B shape: transformers' default, but for images of 560 px.
     """
     local = Path(args.model_name_or_path).is_dir()
-    config = MllamaConfig.from_pretrained(args.model_name_or_path) if local else MllamaConfig()
+    config = (
+        MllamaConfig.from_pretrained(args.model_name_or_path)
+        if local
+        else MllamaConfig(vision_config={"image_size": 560})
+    )
     with torch.device("meta"):
         model: Any = MllamaForConditionalGeneration(config)
         if args.use_peft:

@@ -22,9 +22,10 @@ from medfinetune.decoder.model import load_decoder, lora_config, skip_cross_atte
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.decoder.vision import _encode, use_fast_vision
 from medfinetune.errors import InputError, require_model_type
+from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.measure import NUM_STEPS, Measured, measure
 from medfinetune.preflight.memory import Weights, Zero, count_weights, memory_of
-from medfinetune.preflight.plan import Machine, Plan, Setup, plan
+from medfinetune.preflight.plan import Plan, plan
 from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
 from medfinetune.training import splits_for_training
 

@@ -20,11 +20,15 @@ from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError, require_model_type
+from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.measure import NUM_STEPS, Measured, measure
 from medfinetune.preflight.memory import Weights, Zero, count_weights, memory_of
-from medfinetune.preflight.plan import Machine, Plan, Setup, plan
+from medfinetune.preflight.plan import Plan, plan
 from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
 from medfinetune.training import splits_for_training
+
+_PIECES = 3
+_TOKENS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}  # transformers' defaults are another model's
 
 
 def preflight(
@@ -50,11 +54,13 @@ def shape_of(args: SigLIPConfig) -> tuple[SiglipConfig, str]:
     """The shape of a local checkpoint, or that of SigLIP base and a note that says so; at the run's image size."""
     require_model_type(args.model_name_or_path, "siglip")
     local = Path(args.model_name_or_path).is_dir()
-    config = SiglipConfig.from_pretrained(args.model_name_or_path) if local else SiglipConfig()
+    config = SiglipConfig.from_pretrained(args.model_name_or_path) if local else SiglipConfig(text_config=_TOKENS)
     vision = config.vision_config
     if args.image_size_px is not None:
         if args.image_size_px < 1 or args.image_size_px % vision.patch_size:
-            raise InputError(f"image_size_px: {args.image_size_px} is no multiple of the patch of {vision.patch_size} px")
+            raise InputError(
+                f"image_size_px: {args.image_size_px} is no multiple of the patch of {vision.patch_size} px"
+            )
         vision.image_size = args.image_size_px
     return config, "" if local else "of SigLIP base's shape; the checkpoint was not looked at"
 
@@ -75,7 +81,15 @@ def count_run(args: SigLIPConfig, zero: Zero | None, config: SiglipConfig) -> tu
     weights = count_weights(model)
     if zero is None:
         mixed_precision(model, half)
-    return weights, count_step(model, _step(args, config, model, dtype))
+    batch = args.per_device_train_batch_size
+    micro = min(args.micro_batch_size or batch, batch)
+    # Further micro-batches add their inputs, and the same arithmetic as those before: 3 stand for all. A piece goes
+    # forward twice and backward, at twice the cost of a forward; the last goes forward once.
+    rows = min(batch, _PIECES * micro)
+    step = count_step(model, _step(args, config, model, dtype, rows, micro))
+    rest = (batch - rows) * (3 * config.vision_config.image_size**2 * dtype.itemsize + 8 * args.max_text_length)
+    scale = (4 * batch / micro - 1) / (4 * rows / micro - 1)
+    return weights, Step(step.peak_bytes + rest, step.activation_bytes + rest, step.tflop * scale)
 
 
 def measure_run(args: SigLIPConfig, machine: Machine, zero: Zero | None) -> Measured:
@@ -120,10 +134,11 @@ def _model(args: SigLIPConfig, config: SiglipConfig) -> Any:
     return model
 
 
-def _step(args: SigLIPConfig, config: SiglipConfig, model: Any, dtype: torch.dtype) -> Callable[[], None]:
+def _step(
+    args: SigLIPConfig, config: SiglipConfig, model: Any, dtype: torch.dtype, batch: int, micro: int
+) -> Callable[[], None]:
     """As `SigLIPTrainer.training_step`: in one piece, or exactly in micro-batches."""
-    batch, side = args.per_device_train_batch_size, config.vision_config.image_size
-    micro = min(args.micro_batch_size or batch, batch)
+    side = config.vision_config.image_size
     function = sigmoid_loss if args.loss_type == "sigmoid" else softmax_normalized_loss
 
     def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from medfinetune.errors import InputError
 from medfinetune.parser import parse, read_yaml
+from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import Zero, read_zero
-from medfinetune.preflight.plan import Machine
 
 
 @dataclass
@@ -105,7 +105,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _config_and_keys(rest: list[str]) -> tuple[str, dict[str, str]]:
     words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    pairs = dict(zip(words, [*words[1:], "true"], strict=True))
+    pairs = dict(zip(words, [*words[1:], "true"], strict=False))
     given = {key[2:]: value for key, value in pairs.items() if key.startswith("--")}
     path = given.pop("config", "--")
     if path.startswith("--"):

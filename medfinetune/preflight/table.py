@@ -49,7 +49,9 @@ def _memory(plan: Plan) -> list[str]:
     where = "of each process, on the CPU" if machine.on_cpu else f"of each GPU ({plan.setup.num_gpus})"
     lines = [
         f"memory {where}, {f'DeepSpeed ZeRO-{zero.stage}' if zero else 'no DeepSpeed'}",
-        _row("weights", gib(memory.weights), "this GPU's share and what is gathered" if zero and zero.stage == 3 else ""),
+        _row(
+            "weights", gib(memory.weights), "this GPU's share and what is gathered" if zero and zero.stage == 3 else ""
+        ),
         _row("gradients", gib(memory.gradients)),
         _row("optimiser states", gib(memory.optimizer), "and its fp32 weights" if zero else ""),
         _row("activations of one micro-batch, at the peak", gib(memory.activations)),

@@ -6,8 +6,8 @@ from medfinetune.data.load import load_chats
 from medfinetune.decoder.model import load_decoder
 from medfinetune.decoder.preflight import count_run, preflight, shape_of
 from medfinetune.decoder.trainer import MllamaSFTTrainer
+from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import memory_of
-from medfinetune.preflight.plan import Machine
 from tests.decoder.test_trainer import config
 from tests.preflight.tracked import tracked_peak
 
@@ -105,3 +105,55 @@ def test_memory_is_that_of_a_real_step(shape, phantom_dir, tiny_mllama, tmp_path
     )
     print(f"predicted/measured {predicted.total / measured:.3f} of {measured / 2**20:.0f} MiB")
     assert 1 / 1.15 < predicted.total / measured < 1.15
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares with max_memory_allocated")
+@pytest.mark.parametrize("changes", [{}, {"use_peft": True}], ids=["full", "LoRA"])
+def test_memory_is_that_of_a_gpu(shape, phantom_dir, tiny_mllama, tmp_path, changes):
+    args = config(tmp_path, max_length=512, use_cpu=False, per_device_train_batch_size=8, **changes)
+    memory = memory_of(*count_run(args, None, shape), args.optim, False, None, 1, False)
+    _, processor = load_decoder(str(tiny_mllama))
+    rows = load_chats(phantom_dir / "data")["train"].select(range(8))
+    trainer = MllamaSFTTrainer(MllamaForConditionalGeneration(shape), args, rows, None, processor)
+    trainer.create_optimizer()
+    inputs = {k: v.repeat_interleave(4, 1) if k == "input_ids" else v for k, v in batch(8, 4).items()}
+    tokens = inputs["input_ids"]
+    mask = inputs["aspect_ratio_mask"][:, None].expand(-1, 512, -1, -1).contiguous()
+    inputs |= {"labels": tokens, "attention_mask": torch.ones_like(tokens), "cross_attention_mask": mask}
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        trainer.training_step(trainer.model, dict(inputs), num_items_in_batch=torch.tensor(8 * 512))
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+    ratio = (memory.total - memory.context) / torch.cuda.max_memory_allocated()
+    assert 1 / 1.15 < ratio < 1.15
+
+
+@pytest.mark.slow
+def test_the_real_shape(tmp_path):
+    """10.67 B parameters; in fp32, weights, gradients and AdamW's two states are the 171 GB of DESIGN."""
+    args = config(tmp_path, max_length=64, per_device_train_batch_size=1, freeze_vision=False)
+    plan = preflight(args, Machine(memory_bytes=2**50))
+    assert plan.weights.num_trained == 10_670_220_835
+    memory = plan.memory
+    assert (memory.weights + memory.gradients + memory.optimizer) / 1e9 == pytest.approx(170.7, abs=0.1)
+
+
+@pytest.mark.slow
+def test_arithmetic_of_a_lora_step(tmp_path):
+    """DESIGN: 40.4 TFLOP at 512 tokens without recomputation and without the tower's backward."""
+    args = config(tmp_path, use_peft=True, dtype="bfloat16", bf16=True, max_length=512, per_device_train_batch_size=1)
+    config_11b, note = shape_of("meta-llama/Llama-3.2-11B-Vision-Instruct")
+    assert "11B shape" in note
+    assert count_run(args, None, config_11b)[1].tflop == pytest.approx(40.4, rel=0.02)
+    assert count_run(args, None, config_11b, num_tiles=1)[1].tflop < 30
+
+
+def test_four_bits_and_the_local_shape(tmp_path, tiny_mllama):
+    args = config(tmp_path, use_peft=True, model_name_or_path=str(tiny_mllama))
+    plain = preflight(args, Machine(on_cpu=True))
+    args.load_in_4bit = True
+    quantised = preflight(args, Machine(on_cpu=True))
+    assert plain.note == ""
+    assert plain.weights.num_quantised == 0 < quantised.weights.num_quantised
+    assert quantised.memory.weights < plain.memory.weights

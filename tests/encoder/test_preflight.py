@@ -6,8 +6,8 @@ from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.preflight import count_run, preflight
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
+from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import memory_of
-from medfinetune.preflight.plan import Machine
 from tests.preflight.tracked import tracked_peak
 
 BATCH = 16
@@ -55,3 +55,18 @@ def test_memory_is_that_of_a_real_step(tmp_path, changes):
     )
     print(f"predicted/measured {predicted.total / measured:.3f} of {measured / 2**20:.0f} MiB")
     assert 1 / 1.15 < predicted.total / measured < 1.15
+
+
+def test_image_size_counts(tmp_path, tiny_siglip):
+    def activations(**changes):
+        args = config(tmp_path, model_name_or_path=str(tiny_siglip), **changes)
+        return preflight(args, Machine(on_cpu=True)).memory.activations
+
+    assert activations(image_size_px=96) > 1.5 * activations()
+    with pytest.raises(InputError, match="image_size_px: 50 is no multiple of the patch of 8 px"):
+        activations(image_size_px=50)
+
+
+def test_another_kind_of_model_is_refused(tmp_path, tiny_mllama):
+    with pytest.raises(InputError, match="holds a model of type mllama, not siglip"):
+        preflight(config(tmp_path, model_name_or_path=str(tiny_mllama)), Machine(on_cpu=True))
