@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from medfinetune.encoder.collator import SigLIPCollator
@@ -61,11 +62,17 @@ class PairCache(torch.utils.data.Dataset):
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """`pixel_values` of shape `(B, 3, H, W)` in [-1, 1], and `input_ids` of shape `(B, max_length)`."""
-        pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows]))
-        return {
-            "pixel_values": self._collator.normalise(pixels),
-            "input_ids": torch.stack([row["input_ids"] for row in rows]).long(),
-        }
+        # One image at a time stays within the processor's cache, and `default_collate` lays the batch straight into
+        # the memory that a worker shares with the trainer.
+        return default_collate(
+            [
+                {
+                    "pixel_values": self._collator.normalise(torch.from_numpy(np.array(row["pixels"]))[None])[0],
+                    "input_ids": row["input_ids"].long(),
+                }
+                for row in rows
+            ]
+        )
 
     def _fill(self, path: Path, shape: tuple[int, ...], rows: list[int], pairs: datasets.Dataset) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
