@@ -18,18 +18,9 @@ REPO = Path(__file__).resolve().parents[2]
 def run_alone(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
     """Starts a script of this folder, which prints JSON on its last line, and returns that."""
     command = [sys.executable, str(REPO / "tests" / "benchmarks" / script), *arguments]
-    done = subprocess.run(command, env=_environment(environment), check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | environment
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def start_alone(script: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """The same without waiting; read it with `communicate`."""
-    command = [sys.executable, str(REPO / "tests" / "benchmarks" / script), *arguments]
-    return subprocess.Popen(command, env=_environment(environment), stdout=subprocess.PIPE, text=True)
-
-
-def _environment(changes: dict[str, str]) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | changes
 
 
 def measure(work: Callable[[], Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@
 
 The model is the demo's (0.3 M parameters, images of 96 px): what a pretrained SigLIP reaches is another matter. The
 images are Gornale & Patravali's, those that both experts grade alike, found as by the tests (MEDFINETUNE_DATA_DIR).
+With the tiny vocabulary some captions are cut at 64 tokens; what tells the grades apart stands before.
 """
 
 import json

@@ -30,18 +30,18 @@ COMMON = {"use_cpu": True, "remove_unused_columns": False, "dataloader_pin_memor
 COMMON |= {"save_strategy": "no", "report_to": "none"}
 
 
-def make_model() -> SiglipModel:
+def make_model(config: SiglipConfig | None = None) -> SiglipModel:
     torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig())
+    model = SiglipModel(config or SiglipConfig())
     with torch.no_grad():
         model.logit_scale.fill_(2.3)
         model.logit_bias.fill_(-10.0)
     return model
 
 
-def make_rows(count: int) -> list[dict[str, Tensor]]:
+def make_rows(count: int, image_size_px: int = 224) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(count, 3, 224, 224, generator=generator)
+    pixels = torch.randn(count, 3, image_size_px, image_size_px, generator=generator)
     ids = torch.randint(0, 32_000, (count, 64), generator=generator)
     return [{"pixel_values": pixels[i], "input_ids": ids[i]} for i in range(count)]
 
@@ -67,10 +67,18 @@ class Stopwatch(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_begin(self, *_, **__) -> None:
+        synchronise()
         self._started = time.perf_counter()
 
     def on_step_end(self, *_, **__) -> None:
+        synchronise()
         self.seconds.append(time.perf_counter() - self._started)
+
+
+def synchronise() -> None:
+    """Waits for a GPU, which works on after a call returns."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def time_steps(trainer: Trainer) -> list[float]:
