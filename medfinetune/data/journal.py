@@ -68,7 +68,13 @@ class Journal:
 
     def waiting(self) -> Iterator[tuple[str, str]]:
         """The postponed files and their keys, in order."""
-        yield from self._index.execute("SELECT path, key FROM waiting ORDER BY rowid")
+        # One by one: an open cursor would complain when an interrupted run closes the database under it.
+        last = 0
+        while row := self._index.execute(
+            "SELECT rowid, path, key FROM waiting WHERE rowid > ? ORDER BY rowid LIMIT 1", (last,)
+        ).fetchone():
+            last, path, key = row
+            yield path, key
 
 
 def _entries(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
