@@ -52,6 +52,9 @@ class PrepareConfig:
     reports_encoding: str | None = field(
         default=None, metadata={"help": "of reports_file and .txt files, e.g. gb18030 (default: UTF-8, or its mark's)"}
     )
+    reports_separator: str | None = field(
+        default=None, metadata={"help": "between the cells of reports_file, e.g. ; (default: comma, or tab in .tsv)"}
+    )
     allow_licenses: list[str] | None = field(
         default=None, metadata={"help": "keep only rows with these licences; `none` stands for a blank one"}
     )
@@ -94,6 +97,8 @@ class PrepareConfig:
         for name in ("max_side_px", "num_workers", "encoder_max_length", "decoder_max_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}: must be at least 1")
+        if self.reports_separator is not None and len(self.reports_separator) != 1:
+            raise InputError(f"reports_separator: {self.reports_separator!r}: must be one character")
         if self.dicom_frame < 0:
             raise InputError(f"dicom_frame: {self.dicom_frame}: must not be negative")
         if self.window_hu is not None and (

@@ -5,8 +5,11 @@ import hashlib
 import itertools
 import json
 import shutil
+import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from medfinetune.data.audit import audit_file, published_leaks
 from medfinetune.data.chat import CHATS_FILE, PAIRS_FILE, write_chats
 from medfinetune.data.clean import clean, with_images
 from medfinetune.data.config import PrepareConfig
-from medfinetune.data.image_store import store_images
+from medfinetune.data.image_store import INCOMING_DIR, store_images
 from medfinetune.data.ledger import Ledger
+from medfinetune.data.lock import only_writer
 from medfinetune.data.report import DROPPED_FILE, REPORT_FILE, build_report
 from medfinetune.data.report_page import PAGE_FILE, write_page
 from medfinetune.data.schema import FEATURES, SPLITS, Dropped, Pair, Record
@@ -28,7 +32,6 @@ from medfinetune.data.sources import chen, knee, pad_ufes, report_folder, report
 from medfinetune.data.split import draw_splits, link_groups
 from medfinetune.errors import InputError
 
-_INCOMING_DIR = "images/incoming"
 _ROWS_AT_ONCE = 1_000
 
 
@@ -41,24 +44,41 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         What `data_report.json` holds; see `build_report`.
 
     Raises:
-        InputError: See the sources; or nothing is left to write, or the output folder cannot be written.
+        InputError: See the sources; nothing is left to write, the output folder cannot be written, or another run
+            writes there.
     """
-    started = time.perf_counter()
-    ledger = Ledger()
     output_dir = Path(config.output_dir)
-    options = config.image_options()
-    num_records = 0
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for item in tqdm(_read(config, output_dir), desc="records", unit="record", delay=1):
-            num_records += 1
-            kept = isinstance(item, Record)
-            ledger.add(clean(item, config.allow_licenses, options.patient_key) if kept else item)
-        num_files = ledger.number("SELECT COUNT(*) FROM files")
-        for path, outcome in store_images(ledger.paths(), output_dir, options, config.num_workers, num_files):
-            ledger.note_image(path, outcome)
+        with _writing(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with only_writer(output_dir):
+                return _prepare(config, output_dir)
+    except sqlite3.OperationalError as error:
+        if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")):
+            raise
+        folder = tempfile.gettempdir()
+        raise InputError(f"{folder}: temporary files cannot be written (TMPDIR names another folder)") from error
+
+
+@contextmanager
+def _writing(output_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{output_dir}: cannot be written (output_dir): {error}") from error
+
+
+def _prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    ledger = Ledger()
+    options = config.image_options()
+    num_records = 0
+    for item in tqdm(_read(config, output_dir), desc="records", unit="record", delay=1):
+        num_records += 1
+        ledger.add(clean(item, config.allow_licenses, options.patient_key))
+    num_files = ledger.number("SELECT COUNT(*) FROM files")
+    for path, outcome in store_images(ledger.paths(), output_dir, options, config.num_workers, num_files):
+        ledger.note_image(path, outcome)
     for n, record in ledger.records():
         outcome = with_images(record, [ledger.image(path) for path in record.images])
         ledger.drop(n, outcome) if isinstance(outcome, Dropped) else ledger.save(n, outcome)
@@ -78,13 +98,17 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if not report["pairs"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report["dropped"].items())
         raise InputError(f"no pair is left of {num_records:,} records ({reasons})")
-    try:
-        return _write(ledger, report, output_dir, started)
-    except OSError as error:
-        raise InputError(f"{output_dir}: cannot be written (output_dir): {error}") from error
+    return _write(ledger, report, output_dir, started)
 
 
 def _read(config: PrepareConfig, output_dir: Path) -> Iterator[Record | Dropped]:
+    try:
+        yield from _sources(config, output_dir)
+    except OSError as error:
+        raise InputError(f"{error.filename or 'a source'}: cannot be read: {error.strerror}") from error
+
+
+def _sources(config: PrepareConfig, output_dir: Path) -> Iterator[Record | Dropped]:
     if config.knee_dir:
         yield from knee.read(Path(config.knee_dir), config.languages, config.knee_grader, config.knee_bilateral)
     if config.chen_dir:
@@ -94,8 +118,9 @@ def _read(config: PrepareConfig, output_dir: Path) -> Iterator[Record | Dropped]
     if config.slake_dir:
         yield from slake.read(Path(config.slake_dir), config.languages, config.slake_split)
     if config.reports_file:
-        path, incoming_dir = Path(config.reports_file), output_dir / _INCOMING_DIR
-        yield from reports.read(path, config.languages, config.reports_columns, incoming_dir, config.reports_encoding)
+        path, incoming_dir = Path(config.reports_file), output_dir / INCOMING_DIR
+        options = (config.reports_columns, incoming_dir, config.reports_encoding, config.reports_separator)
+        yield from reports.read(path, config.languages, *options)
     if config.reports_dir:
         yield from report_folder.read(Path(config.reports_dir), config.languages, config.reports_encoding)
 
@@ -166,5 +191,5 @@ def _write(ledger: Ledger, report: dict[str, Any], output_dir: Path, started: fl
     write_page(report, ledger, output_dir, unfinished[PAGE_FILE])
     for name in names:
         unfinished[name].replace(output_dir / name)
-    shutil.rmtree(output_dir / _INCOMING_DIR, ignore_errors=True)
+    shutil.rmtree(output_dir / INCOMING_DIR, ignore_errors=True)
     return report

@@ -1,7 +1,10 @@
 import json
+import multiprocessing
 import os
 import random
+import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from medfinetune.data import image_store
 from medfinetune.data import prepare as prepare_module
 from medfinetune.data.images import ImageOptions, hash_patient, store_image
 from medfinetune.data.journal import JOURNAL
+from medfinetune.data.lock import only_writer
 from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
@@ -32,6 +36,15 @@ from tests.data.raw_folders import (
     write_table,
 )
 from tests.real_data import REPO
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from medfinetune.data.lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def rows_of(output_dir) -> list[dict]:
@@ -315,6 +328,90 @@ def test_output_that_cannot_be_written(raw, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file: cannot be written"):
         prepare(config_for(raw, tmp_path / "file"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, num_workers):
+    """A quota, as the system sets one for a process: no file may grow beyond it."""
+    rows = []
+    for i, size in enumerate([(20, 20), (20, 20), (300, 200), (300, 200)]):
+        save(tmp_path / f"{i}.png", picture(i, size))
+        rows.append({"image": f"{i}.png", "text": f"Report {i}."})
+    write_table(tmp_path / "reports.csv", rows)
+    command = [sys.executable, "recipes/prepare.py", "--reports_file", str(tmp_path / "reports.csv")]
+    command += ["--output_dir", str(tmp_path / "out"), "--num_workers", str(num_workers)]
+
+    def start(limit: int) -> subprocess.CompletedProcess:
+        limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))}
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, **limits)
+
+    failed = start(100_000)
+    assert failed.returncode == 2, failed.stdout
+    assert f"error: {tmp_path}/out: cannot be written (output_dir): " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (tmp_path / "out" / JOURNAL).read_text().count("sha256") == 2
+    done = start(resource.RLIM_INFINITY)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_a_full_folder_of_temporary_files_is_one_line(raw, tmp_path, monkeypatch):
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(prepare_module, "settle", fail)
+    with pytest.raises(InputError, match="temporary files cannot be written"):
+        prepare(config_for(raw, tmp_path / "out"))
+    error.sqlite_errorname = "SQLITE_ERROR"
+    with pytest.raises(sqlite3.OperationalError):
+        prepare(config_for(raw, tmp_path / "out"))
+
+
+def test_a_source_that_cannot_be_read_is_not_the_output(raw, tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "scans/secret")
+        yield
+
+    monkeypatch.setattr(prepare_module.knee, "read", fail)
+    with pytest.raises(InputError, match=r"^scans/secret: cannot be read: Permission denied$"):
+        prepare(config_for(raw, tmp_path / "out"))
+
+
+def test_one_run_at_a_time_in_a_folder(raw, tmp_path):
+    config = config_for(raw, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "out")], cwd=REPO, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"out: another run is writing here"):
+            prepare(config)
+        chats = [sys.executable, "recipes/chats.py", "--data_dir", str(tmp_path / "out")]
+        refused = subprocess.run(chats, cwd=REPO, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "another run is writing here" in refused.stderr
+    finally:
+        holder.kill()
+        holder.wait()
+    prepare(config)
+
+
+def test_a_worker_does_not_hold_the_lock_of_its_killed_parent(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started, over = context.Event(), context.Event()
+    with only_writer(tmp_path):
+        worker = context.Process(target=lambda: (started.set(), over.wait(60)))
+        worker.start()
+        assert started.wait(60)
+    try:
+        with only_writer(tmp_path):
+            pass
+    finally:
+        worker.kill()
 
 
 @pytest.mark.slow
