@@ -16,7 +16,12 @@ _NUM_EXAMPLES = 5
 _NUM_NEAR = 100
 # Every image is compared with every other one: beyond this it would take longer than all the rest.
 _MAX_COMPARED = 100_000
-_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[ -]?commercial", re.IGNORECASE)
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[ _-]?commercial", re.IGNORECASE)
+_RESTRICTED = re.compile(
+    r"proprietary|research|academic|educational|internal|confidential|restricted|all rights reserved|not for|"
+    r"no derivatives|(?<![a-z])nd(?![a-z])",
+    re.IGNORECASE,
+)
 _SPLIT_NAME = "CASE split " + " ".join(f"WHEN {i} THEN '{name}'" for i, name in enumerate(SPLITS)) + " END"
 _IMAGES = "FROM (SELECT DISTINCT json_extract(value, '$.sha256') FROM pairs, json_each(images))"
 
@@ -119,26 +124,56 @@ def _warnings(ledger: Ledger, missing: dict[str, tuple[int, str]], config: Prepa
             count, first = missing[source]
             verb = "files are" if count > 1 else "file is"
             warnings.append(f"{source}: {count:,} image {verb} missing, the first is {first}")
-    if config.dicom_patients == "ignore" and ledger.number(
-        "SELECT COUNT(*) FROM pairs WHERE json_extract(record, '$.patient_id') IS NULL "
-        "AND images LIKE '%\"names_patient\": true%'"
-    ):
+    for split in ("validation", "test"):
+        fraction = getattr(config, f"{split}_fraction")
+        if (
+            kept
+            and fraction > 0
+            and not ledger.number("SELECT COUNT(*) FROM pairs WHERE split = ?", SPLITS.index(split))
+        ):
+            warnings.append(
+                f"{split}_fraction: {fraction:g}, but no pair is in {split}: there are too few, or groups are too large"
+            )
+    return warnings + _patient_warnings(ledger, config)
+
+
+def _patient_warnings(ledger: Ledger, config: PrepareConfig) -> list[str]:
+    if config.patient_key_file is not None:
+        return []
+    warnings = []
+    named = "SELECT COUNT(*) FROM pairs WHERE images LIKE '%\"names_patient\": true%' AND "
+    named += "json_extract(record, '$.patient_id')"
+    if config.dicom_patients == "ignore" and ledger.number(f"{named} IS NULL"):
         warnings.append("dicom_patients: ignore: images of one patient may stand in two splits")
+    if count := ledger.number(f"{named} IS NOT NULL"):
+        warnings.append(
+            f"{count:,} pairs have a patient_id in the table and a patient in the DICOM header; without "
+            "patient_key_file the two were not compared: a patient whom the table names in two ways may stand in two "
+            "splits"
+        )
     return warnings
 
 
 def _licenses_to_check(ledger: Ledger) -> list[dict[str, Any]]:
-    """Licences that are blank, ambiguous or non-commercial, with the rows that have them."""
+    """Licences that are blank, ambiguous, non-commercial or otherwise restricted, with the rows that have them."""
     found = []
     rows = ledger.query(
         "SELECT COALESCE(license, ''), source, COUNT(*), MIN(n), place FROM pairs GROUP BY 1, 2 ORDER BY 3 DESC"
     )
     for name, source, count, _, place in rows:
-        problem = "blank" if not name else "non-commercial" if _NON_COMMERCIAL.search(name) else ""
-        problem = problem or ("ambiguous" if "ambiguous" in name.lower() else "")
-        if problem:
+        if problem := _license_problem(name):
             found.append({"license": name, "problem": problem, "source": source, "pairs": count, "first": place})
     return found
+
+
+def _license_problem(name: str) -> str:
+    if not name:
+        return "blank"
+    if _NON_COMMERCIAL.search(name):
+        return "non-commercial"
+    if _RESTRICTED.search(name):
+        return "restricted"
+    return "ambiguous" if "ambiguous" in name.lower() else ""
 
 
 def _near_duplicates(ledger: Ledger) -> dict[str, Any]:
