@@ -33,6 +33,7 @@ def store_images(
     options: ImageOptions,
     num_workers: int | None = None,
     num_paths: int | None = None,
+    forget_others: bool = False,
 ) -> Iterator[tuple[str, Outcome]]:
     """Stores the image files by `store_image`; a bad one stops nothing.
 
@@ -42,6 +43,7 @@ def store_images(
         options: See `store_image`.
         num_workers: Processes; as many as there are cores where left out.
         num_paths: How many there are, for the progress bar.
+        forget_others: At the end, files that are not among `paths` leave the journal.
 
     Yields:
         Each path with the stored image, or with why there is none; in any order.
@@ -69,6 +71,8 @@ def store_images(
                 journal.add(key, outcome)
             progress.update()
             yield path, outcome
+        if forget_others:
+            journal.forget_others()
 
 
 def _settings(options: ImageOptions) -> str:

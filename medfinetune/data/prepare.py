@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +30,10 @@ from medfinetune.data.schema import FEATURES, SPLITS, Dropped, Pair, Record
 from medfinetune.data.settle import settle
 from medfinetune.data.sources import chen, knee, pad_ufes, report_folder, reports, slake
 from medfinetune.data.split import draw_splits, link_groups
+from medfinetune.data.unused import count_unused, remove_unused
 from medfinetune.errors import InputError
 
+FAILED_FILE = "dropped_of_failed_run.jsonl"
 _ROWS_AT_ONCE = 1_000
 
 
@@ -77,7 +79,8 @@ def _prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
         num_records += 1
         ledger.add(clean(item, config.allow_licenses, options.patient_key))
     num_files = ledger.number("SELECT COUNT(*) FROM files")
-    for path, outcome in store_images(ledger.paths(), output_dir, options, config.num_workers, num_files):
+    stored = store_images(ledger.paths(), output_dir, options, config.num_workers, num_files, config.remove_unused)
+    for path, outcome in stored:
         ledger.note_image(path, outcome)
     for n, record in ledger.records():
         outcome = with_images(record, [ledger.image(path) for path in record.images])
@@ -89,15 +92,21 @@ def _prepare(config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     link_groups(ledger)
     _sample(ledger, config.max_pairs, config.seed)
     num_moved, num_followed = draw_splits(ledger, config.validation_fraction, config.test_fraction, config.seed)
-    report = build_report(ledger, config, num_records) | {
+    report = build_report(ledger, config, num_records)
+    report |= {
         "moved_to_the_split_of_their_group": num_moved,
         "followed_a_published_split": num_followed,
         "seed": config.seed,
         "config": dataclasses.asdict(config),
+        "unused_images": {"num_files": count_unused(ledger, output_dir), "removed": config.remove_unused},
     }
+    if report["unused_images"]["num_files"] and not config.remove_unused:
+        report["warnings"].append(
+            f"{report['unused_images']['num_files']:,} image files of earlier runs are no longer used; "
+            "`remove_unused: true` removes them and forgets where they came from"
+        )
     if not report["pairs"]:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report["dropped"].items())
-        raise InputError(f"no pair is left of {num_records:,} records ({reasons})")
+        _refuse_nothing(report, ledger, output_dir)
     return _write(ledger, report, output_dir, started)
 
 
@@ -138,6 +147,19 @@ def _refuse_unhashed_patients(ledger: Ledger) -> None:
         )
 
 
+def _refuse_nothing(report: dict[str, Any], ledger: Ledger, output_dir: Path) -> NoReturn:
+    if not report["dropped"]:
+        raise InputError("no pair is left: the sources hold no record")
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report["dropped"].items())
+    first = next(iter(report["dropped_examples"][next(iter(report["dropped"]))]))
+    # Under a name of its own: what an earlier run wrote stays whole.
+    _write_dropped(ledger, output_dir / FAILED_FILE)
+    raise InputError(
+        f"no pair is left of {report['records_in']:,} records ({reasons}); e.g. {first['where']}: {first['detail']}; "
+        f"all are listed in {output_dir / FAILED_FILE}"
+    )
+
+
 def _sample(ledger: Ledger, max_pairs: dict[str, int], seed: int) -> None:
     # A pair's place depends on itself and the seed alone: more pairs do not reshuffle the others.
     ledger.define("draw_of", lambda name, place: hashlib.sha256(f"{seed}:{name}:{place}".encode()).hexdigest(), 2)
@@ -151,21 +173,34 @@ def _sample(ledger: Ledger, max_pairs: dict[str, int], seed: int) -> None:
             ledger.drop(n, Dropped(source, place, "over max_pairs", f"max_pairs: {limit}"))
 
 
-def _rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
-    numbered = ledger.query(
-        "SELECT n, group_id, split, ROW_NUMBER() OVER (PARTITION BY id ORDER BY n) FROM pairs ORDER BY n"
+def _number_repeats(ledger: Ledger) -> None:
+    """Tells apart records whose source repeats an id, as two tables' rows do."""
+    ledger.change("CREATE INDEX by_id ON pairs (id)", [()])
+    repeats = ledger.query(
+        "SELECT n, id, times FROM (SELECT n, id, ROW_NUMBER() OVER (PARTITION BY id ORDER BY n) AS times FROM pairs) "
+        "WHERE times > 1 ORDER BY n"
     )
-    for (n, group_id, split, times), (same, pair) in zip(numbered, ledger.pairs(), strict=True):
+    for n, name, times in repeats.fetchall():
+        # A source may have given this name too.
+        while ledger.number("SELECT COUNT(*) FROM pairs WHERE id = ?", f"{name}-{times}"):
+            times += 1
+        ledger.change("UPDATE pairs SET id = ? WHERE n = ?", [(f"{name}-{times}", n)])
+
+
+def _rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    _number_repeats(ledger)
+    numbered = ledger.query("SELECT n, id, group_id, split FROM pairs ORDER BY n")
+    for (n, row_id, group_id, split), (same, pair) in zip(numbered, ledger.pairs(), strict=True):
         assert n == same
-        yield row(pair, f"-{times}" if times > 1 else "", group_id, SPLITS[split])
+        yield row(pair, row_id, group_id, SPLITS[split])
 
 
-def row(pair: Pair, id_suffix: str, group_id: str, split: str) -> dict[str, Any]:
-    """A row of the parquet; `id_suffix` tells apart records whose source repeats an id."""
+def row(pair: Pair, row_id: str, group_id: str, split: str) -> dict[str, Any]:
+    """A row of the parquet; `row_id` is the record's own id, or another where its source repeats that."""
     record = pair.record
     values = {name: getattr(record, name) for name in FEATURES if hasattr(record, name)}
     return values | {
-        "id": record.id + id_suffix,
+        "id": row_id,
         "images": [image.file for image in pair.images],
         "pixel_sha256": list(pair.pixels),
         "group_id": group_id,
@@ -183,8 +218,7 @@ def _write(ledger: Ledger, report: dict[str, Any], output_dir: Path, started: fl
         while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(batch, schema=FEATURES.arrow_schema))
     write_chats(unfinished[PAIRS_FILE], unfinished[CHATS_FILE])
-    with unfinished[DROPPED_FILE].open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in ledger.dropped())
+    _write_dropped(ledger, unfinished[DROPPED_FILE])
     report["audit"] = audit_file(unfinished[PAIRS_FILE]) | {"published": published_leaks(unfinished[PAIRS_FILE])}
     report["seconds"] = round(time.perf_counter() - started, 2)
     unfinished[REPORT_FILE].write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -192,4 +226,12 @@ def _write(ledger: Ledger, report: dict[str, Any], output_dir: Path, started: fl
     for name in names:
         unfinished[name].replace(output_dir / name)
     shutil.rmtree(output_dir / INCOMING_DIR, ignore_errors=True)
+    (output_dir / FAILED_FILE).unlink(missing_ok=True)
+    if report["unused_images"]["removed"]:
+        remove_unused(ledger, output_dir)
     return report
+
+
+def _write_dropped(ledger: Ledger, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in ledger.dropped())
