@@ -1,6 +1,8 @@
 """`data_report.json`: what came in, what was kept, and why the rest was not."""
 
+import platform
 import re
+from importlib.metadata import version
 from typing import Any
 
 from medfinetune.data.config import PrepareConfig
@@ -12,6 +14,8 @@ from medfinetune.data.wording import find_confused, load_tokenizer, measure_chat
 REPORT_FILE = "data_report.json"
 DROPPED_FILE = "dropped.jsonl"
 
+# What the pixels and the files depend on.
+_PACKAGES = ("medfinetune", "pillow", "pydicom", "numpy", "pyarrow", "datasets")
 _NUM_EXAMPLES = 5
 _NUM_NEAR = 100
 # Every image is compared with every other one: beyond this it would take longer than all the rest.
@@ -53,15 +57,20 @@ def build_report(ledger: Ledger, config: PrepareConfig, num_records: int) -> dic
         "images": ledger.number(f"SELECT COUNT(*) {_IMAGES}"),
         "groups": ledger.number("SELECT COUNT(DISTINCT group_id) FROM pairs"),
         "by_source": _count(ledger, "source"),
-        "by_split": _count(ledger, _SPLIT_NAME),
+        "by_split": _in_order(_count(ledger, _SPLIT_NAME)),
         "by_language": _count(ledger, "language"),
         "by_task": _count(ledger, "task"),
         "by_license": _count(ledger, "COALESCE(license, '')"),
-        "by_label": _count_by(ledger, "COALESCE(label, '')"),
-        "by_source_and_split": _count_by(ledger, _SPLIT_NAME),
+        "by_label": {
+            source: dict(sorted(counts.items(), key=lambda item: natural(item[0])))
+            for source, counts in _count_by(ledger, "COALESCE(label, '')").items()
+        },
+        "by_source_and_split": {source: _in_order(counts) for source, counts in _count_by(ledger, _SPLIT_NAME).items()},
+        "by_language_and_split": _languages_by_split(ledger),
         "labels_by_split": _labels_by_split(ledger),
         "licenses_to_check": _licenses_to_check(ledger),
         "near_duplicates": _near_duplicates(ledger),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         **_texts(ledger, config),
     }
 
@@ -77,6 +86,24 @@ def _count_by(ledger: Ledger, column: str, table: str = "pairs") -> dict[str, di
     for source, name, count in rows:
         counted[source][name] = count
     return {source: counts for source, counts in counted.items() if counts}
+
+
+def _in_order(counts: dict[str, int]) -> dict[str, int]:
+    return {split: counts[split] for split in SPLITS if split in counts}
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts `grade 2` before `grade 10`, and numbers before words."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part.lower()) for part in parts]
+
+
+def _languages_by_split(ledger: Ledger) -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {}
+    rows = ledger.query(f"SELECT language, {_SPLIT_NAME}, COUNT(*) FROM pairs GROUP BY 1, split ORDER BY 1, split")
+    for language, split, count in rows:
+        counted.setdefault(language, {})[split] = count
+    return counted
 
 
 def _labels_by_split(ledger: Ledger) -> dict[str, dict[str, dict[str, int]]]:
