@@ -114,6 +114,8 @@ class PrepareConfig:
     def _refuse_output_among_sources(self) -> None:
         """The next run would take stored images for the source's, and `remove_unused` the source's for ours."""
         output = Path(self.output_dir).resolve()
+        if str(output) != os.fsencode(output).decode("utf-8", "replace"):
+            raise InputError(f"output_dir: {self.output_dir!r}: the name of the folder is not in UTF-8")
         for name in _INPUTS:
             if getattr(self, name):
                 source = Path(getattr(self, name)).resolve()

@@ -1,5 +1,6 @@
 """Lets one run at a time write into an output folder."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from medfinetune.errors import InputError
 
 LOCK_FILE = ".lock"
 
+# Some network file systems know no locks: better to run there unguarded than not at all.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held: set[int] = set()
 
 
@@ -27,6 +30,9 @@ def only_writer(output_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{output_dir}: another run is writing here (output_dir); wait for its end") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         _held.add(file)
         yield
     finally:

@@ -63,3 +63,9 @@ def test_output_among_the_sources_is_refused(output_dir, values, refused):
             PrepareConfig(output_dir=output_dir, **values)
     else:
         PrepareConfig(output_dir=output_dir, **values)
+
+
+def test_an_output_folder_that_no_report_can_name_is_refused():
+    with pytest.raises(InputError, match="not in UTF-8"):
+        PrepareConfig(output_dir="\udcb2\udca1", reports_dir="x")
+    PrepareConfig(output_dir="输出", reports_dir="x")

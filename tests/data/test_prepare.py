@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -176,6 +178,15 @@ def test_ids_are_unique_across_table_and_folder(tmp_path):
         "reports-2-3",
         "reports-2-4",
     ]
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with only_writer(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("remove", [False, True])
