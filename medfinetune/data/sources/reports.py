@@ -88,9 +88,11 @@ def read(
         empty = False
         cells = {name: _cell(row.get(theirs), theirs in whole) for name, theirs in names.items()}
         cells["image"], cells["messages"] = row.get(names["image"]), row.get(names["messages"])
-        if cells["image"] is None and other_image:
+        taken = set(names.values())
+        if other_image and not cells["image"]:
             cells["image"] = row.get(other_image)
-        others = {key: _text(value) for key, value in row.items() if key not in (*names.values(), other_image)}
+            taken.add(other_image)
+        others = {key: _text(value) for key, value in row.items() if key not in taken}
         metadata = {key: value for key, value in others.items() if value}
         yield _read_row(reports_file, where, cells, metadata, languages, incoming_dir)
     if empty:

@@ -283,6 +283,13 @@ def test_rows_name_their_images_as_they_like(folder):
         assert all(isinstance(item, Record) and not item.metadata for item in read(folder / "a.jsonl"))
 
 
+def test_a_column_images_beside_image_is_kept_as_metadata(folder):
+    (record,) = read(write_table(folder / "a.csv", [row(0, images="3")]))
+    assert record.metadata == {"images": "3"}
+    (record,) = read(write_table(folder / "a.csv", [row(0, image="", images="scans/1.png")]))
+    assert (record.images, record.metadata) == ([str(folder / "scans" / "1.png")], {})
+
+
 def test_a_column_that_is_missing_is_guessed(folder):
     path = write_table(folder / "a.csv", [{"imgae": "scans/0.png", "text": "a"}])
     with pytest.raises(InputError, match=r"column image is missing; it has imgae, text \(did you mean imgae\? "):
