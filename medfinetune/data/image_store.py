@@ -21,7 +21,7 @@ from medfinetune.data.unreadable import UnreadableImage
 INCOMING_DIR = "images/incoming"
 """Where images lie during a run that stood in a table as bytes, named after their content."""
 # Part of each journal key: raise it when `open_image` gives other pixels for some file than before.
-_DECODER_VERSION = 2
+_DECODER_VERSION = 3
 
 Outcome = StoredImage | UnreadableImage
 _File = tuple[str, str]  # path and journal key
@@ -79,7 +79,8 @@ def _settings(options: ImageOptions) -> str:
     """What the stored pixels and the patient's hash depend on besides the file itself."""
     # Of the key no more is written than is needed to notice that it is another one.
     key = hmac.new(options.patient_key, b"journal", hashlib.sha256).hexdigest()[:8] if options.patient_key else ""
-    parts = (options.max_side_px, options.window_hu, options.dicom_frame, key, _DECODER_VERSION)
+    patients = (options.ignore_patients, key)
+    parts = (options.max_side_px, options.window_hu, options.dicom_frame, *patients, _DECODER_VERSION)
     return "|".join(map(str, parts))
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from medfinetune.data.folders import walk
 from medfinetune.data.schema import EMPTY_TEXT, OTHER_LANGUAGE, Dropped, Record
 from medfinetune.data.sources.reports import language_of
 from medfinetune.data.tables import check_encoding, encoding_of
@@ -33,7 +34,7 @@ def read(reports_dir: Path, languages: Collection[str], encoding: str | None = N
         raise InputError(f"{reports_dir}: no such folder (reports_dir)")
     check_encoding(encoding)
     empty = True
-    for folder, names, files in os.walk(reports_dir):
+    for folder, names, files in walk(reports_dir):
         names[:] = sorted(name for name in names if name != "__MACOSX")
         paths = [Path(folder, name) for name in sorted(files) if not _LEFT_ALONE.fullmatch(name)]
         texts = [path for path in paths if path.suffix.lower() == ".txt"]
