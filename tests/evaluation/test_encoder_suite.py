@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medfinetune.evaluation import encoder_suite
-from medfinetune.evaluation.encoder_suite import evaluate_encoder, pooled_recall
+from medfinetune.evaluation import embedded, encoder_suite
+from medfinetune.evaluation.encoder_suite import SuiteOptions, evaluate_encoder
+from medfinetune.evaluation.tasks import Task
 
-PROMPTS = {"side": {"left": ["all left"], "right": ["all right"]}}
+TASKS = [Task("side", {"left": {"": ["all left"]}, "right": {"": ["all right"]}})]
 
 
 def _unit(*numbers):
@@ -32,7 +33,7 @@ def _embed_texts(model, processor, texts, batch_size):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(encoder_suite, "embed_images", _embed_images)
+    monkeypatch.setattr(embedded, "embed_images", _embed_images)
     monkeypatch.setattr(encoder_suite, "embed_texts", _embed_texts)
     model = torch.nn.Linear(2, 3)
     model.register_buffer("logit_scale", torch.zeros(1))
@@ -41,7 +42,7 @@ def model(monkeypatch):
 
 
 def test_a_perfect_encoder_scores_1_and_its_control_falls(model, pairs):
-    result = evaluate_encoder(model, None, pairs, PROMPTS, pool_size=8)
+    result = evaluate_encoder(model, None, pairs, TASKS, options=SuiteOptions(pool_size=8))
     assert result["recall_at_1_among_8"] == {"en": 1.0, "zh": 1.0}
     assert result["recall_at_1_among_8_shuffled_image"] == {"en": 0.0, "zh": 0.0}
     assert result["recall_pools"]["en"]["num_pools"] == 2
@@ -58,32 +59,13 @@ def test_a_perfect_encoder_scores_1_and_its_control_falls(model, pairs):
 
 
 def test_fewer_cases_than_a_pool_name_their_own_size(model, pairs):
-    result = evaluate_encoder(model, None, pairs, pool_size=64)
+    result = evaluate_encoder(model, None, pairs, options=SuiteOptions(pool_size=64))
     assert result["recall_at_1_among_20"] == {"en": 1.0, "zh": 1.0}
     assert "recall_at_1_among_64" not in result
     assert "zero_shot_accuracy" not in result
 
 
 def test_one_image_cannot_be_shuffled_and_that_is_said(model, pairs):
-    result = evaluate_encoder(model, None, pairs.select([0, 1]), PROMPTS)
+    result = evaluate_encoder(model, None, pairs.select([0, 1]), TASKS)
     assert "one image belongs to 2 of 2 cases" in result["no_shuffled_image"]
     assert not any(key.endswith("_shuffled_image") for key in result if key != "no_shuffled_image")
-
-
-def test_pools_against_a_plain_loop():
-    generator = torch.Generator().manual_seed(0)
-    images = F.normalize(torch.randn(23, 6, generator=generator), dim=-1)
-    texts_embeds = F.normalize(images + 0.6 * torch.randn(23, 6, generator=generator), dim=-1)
-    texts = [f"text {i // 2}" for i in range(23)]
-    result = pooled_recall(images, texts_embeds, texts, pool_size=5, seed=7)
-    order = torch.randperm(23, generator=torch.Generator().manual_seed(7)).tolist()
-    right = 0
-    for start in range(0, 20, 5):
-        pool = order[start : start + 5]
-        for i in pool:
-            best = max(pool, key=lambda j: float(images[i] @ texts_embeds[j]))
-            right += texts[best] == texts[i]
-    assert result["image_to_text"] == pytest.approx(right / 20)
-    assert 0.3 < result["image_to_text"] < 1
-    assert (result["num_pools"], result["pool_size"]) == (4, 5)
-    assert 1 / 5 <= result["chance"] < 0.4
