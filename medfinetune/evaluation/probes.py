@@ -94,6 +94,10 @@ def linear_probe(
     Returns:
         `(Q, num_classes)`, rows sum to 1; and the `C` of scikit-learn with the least log loss, the smaller of equals.
     """
+    # In fp32 the probabilities add up to 1 too roughly for scikit-learn's own check.
+    embeds, validation_embeds, query_embeds = (
+        table.astype(np.float64) for table in (embeds, validation_embeds, query_embeds)
+    )
     best: tuple[float, float, np.ndarray] | None = None
     for strength in _STRENGTHS if len(validation_truths) else (1.0,):
         probe = LogisticRegression(C=strength, max_iter=2000)
