@@ -78,7 +78,7 @@ def splits(pairs):
     plain = pairs.remove_columns(known)
     for name in known:
         values = {"label": [("L", "R")[i // 2 % 2] for i in range(40)], "source": ["knee"] * 40}
-        plain = plain.add_column(name, values.get(name, [f"p{i // 8}" for i in range(40)]))
+        plain = plain.add_column(name, values.get(name, [f"p{i // 4}" for i in range(40)]))
     by_image = {name: [i for i in range(40) if i // 2 in numbers] for name, numbers in NUMBERS.items()}
     return {name: plain.select(rows) for name, rows in by_image.items()}
 
@@ -86,7 +86,7 @@ def splits(pairs):
 NUMBERS = {"train": range(8), "validation": range(8, 12), "test": range(12, 20)}
 LABELLED = Task(
     "side",
-    {value: dict.fromkeys(("en", "zh"), [text]) for value, text in (("L", "all left"), ("R", "all right"))},
+    {value: {"en": [text], "zh": [text]} for value, text in (("L", "all left"), ("R", "all right"))},
     truth="label",
     sources=("knee",),
     ordered=True,
@@ -113,7 +113,7 @@ def test_neighbours_probe_and_calibration_of_a_perfect_encoder(model, splits):
     assert result["knn_by_attribute"]["side"]["20"]["accuracy"] == 1.0  # 4 votes against 4: the nearer win
     probe = result["linear_probe_by_attribute"]["side"]
     assert (probe["num_training_images"], probe["num_validation_images"]) == (8, 4)
-    assert result["num_clusters"] == 2
+    assert result["num_clusters"] == 4
     assert result["zero_shot_balanced_accuracy"] == 1.0
     calibration = result["calibration"]
     assert calibration["match"]["num_matched"] == 16
@@ -135,10 +135,10 @@ def test_leaked_patients_and_pixels_are_no_neighbours(model, splits):
     result = evaluate_encoder(model, None, splits["train"], [LABELLED], splits["train"])
     numbers = {f"case-{n}-{language}": n for n in range(8) for language in ("en", "zh")}
     for row in result["neighbours_by_attribute"]["side"]:
-        # Four images of each patient: the other patient's are left.
+        # Two images of each patient: those of the others are left.
         shown = [numbers[neighbour["id"]] for neighbour in row["neighbours"]]
-        assert len(shown) == 4
-        assert all(number // 4 != numbers[row["id"]] // 4 for number in shown)
+        assert len(shown) == 5
+        assert all(number // 2 != numbers[row["id"]] // 2 for number in shown)
 
 
 def test_without_other_splits_nothing_is_learned(model, splits):
