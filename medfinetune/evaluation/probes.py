@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, recall_score
 from torch import Tensor
 
 NUM_NEIGHBOURS = (1, 5, 20)
@@ -92,23 +92,28 @@ def linear_probe(
         num_classes: Classes there are; those that training never shows get probability 0.
 
     Returns:
-        `(Q, num_classes)`, rows sum to 1; and the `C` of scikit-learn with the least log loss, the smaller of equals.
+        `(Q, num_classes)`, rows sum to 1; and the `C` of scikit-learn with the best balanced accuracy on the validation
+        split (log loss would choose one that never names a rare class), of equals that with the least log loss.
     """
     # In fp32 the probabilities add up to 1 too roughly for scikit-learn's own check.
     embeds, validation_embeds, query_embeds = (
         table.astype(np.float64) for table in (embeds, validation_embeds, query_embeds)
     )
-    best: tuple[float, float, np.ndarray] | None = None
+    best: tuple[tuple[float, float], float, np.ndarray] | None = None
     for strength in _STRENGTHS if len(validation_truths) else (1.0,):
         probe = LogisticRegression(C=strength, max_iter=2000)
         with warnings.catch_warnings():
             # A strength at which it does not converge is judged by the validation split as any other.
             warnings.simplefilter("ignore", ConvergenceWarning)
             probe.fit(embeds, truths)
-        loss = 0.0
+        loss = (0.0, 0.0)
         if len(validation_truths):
             stated = _spread(probe.predict_proba(validation_embeds), probe.classes_, num_classes)
-            loss = log_loss(validation_truths, stated, labels=list(range(num_classes)))
+            occurring = np.unique(validation_truths)
+            recall = recall_score(
+                validation_truths, stated.argmax(axis=1), labels=occurring, average="macro", zero_division=0
+            )
+            loss = (-recall, log_loss(validation_truths, stated, labels=list(range(num_classes))))
         if best is None or loss < best[0]:
             best = (loss, strength, _spread(probe.predict_proba(query_embeds), probe.classes_, num_classes))
     _, strength, probabilities = best

@@ -69,7 +69,7 @@ def test_every_way_of_grading_is_shown_with_its_interval(run):
         "text belongs to image as trained 0.310 0.400",
         "text belongs to image refitted 0.040 0.200",
         "class: knee grade as trained 0.200 0.900",
-        "query: grade 0 ✓ grade 0, 0.91 no image ✗ grade 1, 0.50",
+        "query: grade 0 ✓ grade 0, 0.910 no image ✗ grade 1, 0.500",
     ):
         assert expected in page.text, expected
     assert ("section", "id", "grading") in page.attributes
