@@ -112,3 +112,8 @@ def test_class_fit_has_the_least_log_loss_around():
     share = refitted_probabilities(images, classes, (5.0, -90.0))
     plain = torch.stack([(5.0 * images @ e.T).exp().mean(dim=1) for e in classes], dim=1)
     np.testing.assert_allclose(share, plain / plain.sum(dim=1, keepdim=True), rtol=1e-5)
+
+
+def test_equal_probabilities_are_in_the_bin_of_their_middle():
+    probabilities, happened = np.array([0.1, 0.5, 0.5, 0.5]), np.array([True, False, False, False])
+    assert math.isclose(expected_calibration_error(probabilities, happened, num_bins=2), (0.9 + 1.5) / 4)
