@@ -59,6 +59,10 @@ class SigLIPConfig(TrainingArguments):
     logit_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
     )
+    zero_shot_file: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Tasks to grade the validation images for: knee_grade, skin_diagnosis, or YAML files."},
+    )
     save_strategy: str = field(default="steps", metadata={"help": "When to save: steps, epoch or no."})
     metric_for_best_model: str = field(
         default="recall_at_1", metadata={"help": "The validation figure that chooses the checkpoint."}

@@ -17,7 +17,8 @@ from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
-from medfinetune.encoder.metrics import retrieval_metrics
+from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
+from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.training import StopOnNonFiniteLoss
 
 _SCALE_AND_BIAS = ("logit_scale", "logit_bias")
@@ -30,7 +31,8 @@ class SigLIPTrainer(Trainer):
     known (`duplicates`). Gradient accumulation on top averages such losses.
 
     Logs `logit_scale` (the log that the checkpoint stores), `temperature` (its exponential) and `logit_bias`; keeps
-    these two parameters out of weight decay; evaluates recall over the whole set, in both directions and by language.
+    these two parameters out of weight decay; evaluates recall and mean average precision over the whole set, in both
+    directions and by language, and zero-shot grades by the tasks of `zero_shot_file`.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class SigLIPTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
-            compute_metrics=None if eval_dataset is None else _metrics_of(eval_dataset),
+            compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
@@ -169,6 +171,36 @@ class SigLIPTrainer(Trainer):
         # The Trainer asks for labels before it computes metrics; which row is which follows from their order.
         return None, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
 
+    def _metrics_of(
+        self, dataset: datasets.Dataset | PairCache, args: SigLIPConfig
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        if isinstance(dataset, PairCache):
+            languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
+        else:
+            columns = dataset.select_columns(["language", "pixel_sha256", "text"])
+            languages, texts = list(columns["language"]), list(columns["text"])
+            image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
+        names = args.zero_shot_file
+        grader = zero_shot_grader(names, dataset, image_keys, languages, args.data_dir) if names else None
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
+            metrics = retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
+            return metrics if grader is None else metrics | self._grades(grader, image_embeds)
+
+        return compute
+
+    def _grades(self, grader: ZeroShotGrader, image_embeds: Tensor) -> dict[str, float]:
+        """Every process takes them all: where the model is split over them, each must go through it."""
+
+        def embed(texts: list[str]) -> Tensor:
+            batch_size, max_length = self.args.per_device_eval_batch_size, self.args.max_text_length
+            with self.compute_loss_context_manager():
+                return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
+
+        scale, bias = _scale_and_bias(self.model)
+        return grader.figures(image_embeds, embed, scale.exp().item(), bias.item())
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds temperature and bias to every line that has a training loss."""
         if "loss" in logs:
@@ -198,18 +230,3 @@ def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int)
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
     model = getattr(model, "module", model)
     return model.logit_scale.squeeze(), model.logit_bias.squeeze()
-
-
-def _metrics_of(dataset: datasets.Dataset | PairCache) -> Callable[[EvalPrediction], dict[str, float]]:
-    if isinstance(dataset, PairCache):
-        languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
-    else:
-        columns = dataset.select_columns(["language", "pixel_sha256", "text"])
-        languages, texts = list(columns["language"]), list(columns["text"])
-        image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
-        return retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
-
-    return compute
