@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from medfinetune.data.load import load_pairs
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
@@ -12,13 +11,6 @@ from medfinetune.encoder.metrics import embed_images, embed_texts, retrieval_met
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
-
-
-@pytest.fixture
-def loaded(phantom_dir, tiny_siglip):
-    pairs = load_pairs(phantom_dir / "data")
-    model, processor = load_encoder(str(tiny_siglip))
-    return model, processor, pairs["train"].select(range(32)), pairs["validation"]
 
 
 def config(tmp_path, **changes):
