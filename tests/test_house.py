@@ -23,8 +23,8 @@ YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
 TIERS = [
     {"errors"},
     {"parser", "data", "encoder.text"},
-    {"encoder.config", "decoder.config"},
-    {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
+    {"encoder.config", "decoder.config", "encoder.parameter_groups"},
+    {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache", "encoder.adapter"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "tiny", "training"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},

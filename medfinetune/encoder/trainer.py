@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
+from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.metrics import retrieval_metrics
+from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.training import StopOnNonFiniteLoss
-
-_SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
 
 class SigLIPTrainer(Trainer):
@@ -48,7 +48,7 @@ class SigLIPTrainer(Trainer):
         """
         initialise_temperature_and_bias(model, args.temperature_bias_init)
         super().__init__(
-            model=model,
+            model=prepare_to_learn(model, args),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -75,18 +75,20 @@ class SigLIPTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith(_SCALE_AND_BIAS)]
+        return [name for name in names if not name.endswith(SCALE_AND_BIAS)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives temperature and bias a group of their own where `logit_lr` is set."""
-        if self.optimizer is None and self.args.logit_lr is not None:
-            optimizer = super().create_optimizer(model)
-            scalars = [p for name, p in (model or self.model).named_parameters() if name.endswith(_SCALE_AND_BIAS)]
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if all(p is not scalar for scalar in scalars)]
-            optimizer.add_param_group({"params": scalars, "lr": self.args.logit_lr, "weight_decay": 0.0})
-            return optimizer
-        return super().create_optimizer(model)
+        """Gives each tower and layer the rate that `layer_decay`, `vision_lr`, `text_lr` and `logit_lr` ask for."""
+        if self.optimizer is None:
+            optimizer, model, args = super().create_optimizer(model), model or self.model, self.args
+            layers = {
+                "vision": model.config.vision_config.num_hidden_layers,
+                "text": model.config.text_config.num_hidden_layers,
+            }
+            names = [name for name, _ in model.named_parameters()]
+            rates = args.learning_rate, args.layer_decay, args.vision_lr, args.text_lr, args.logit_lr
+            split_groups(optimizer, model, learning_rates(names, layers, *rates))
+        return self.optimizer
 
     def prediction_step(
         self,
