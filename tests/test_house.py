@@ -24,7 +24,15 @@ TIERS = [
     {"errors"},
     {"parser", "data", "encoder.text"},
     {"encoder.config", "decoder.config", "encoder.parameter_groups"},
-    {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache", "encoder.adapter"}
+    {
+        "encoder.loss",
+        "encoder.collator",
+        "encoder.metrics",
+        "encoder.model",
+        "encoder.cache",
+        "encoder.adapter",
+        "encoder.sampler",
+    }
     | {"decoder.collator", "decoder.model", "decoder.generation", "tiny", "training"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},

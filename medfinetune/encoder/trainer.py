@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
@@ -16,6 +16,7 @@ from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.metrics import retrieval_metrics
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
+from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
 from medfinetune.training import StopOnNonFiniteLoss
 
 
@@ -58,6 +59,10 @@ class SigLIPTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
+        self._follow_epoch = FollowEpoch()
+        self.add_callback(self._follow_epoch)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
 
     def compute_loss(
         self,
@@ -89,6 +94,21 @@ class SigLIPTrainer(Trainer):
             rates = args.learning_rate, args.layer_decay, args.vision_lr, args.text_lr, args.logit_lr
             split_groups(optimizer, model, learning_rates(names, layers, *rates))
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if not self.args.unique_captions:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.world_size
+        sampler = UniqueCaptionSampler(*pair_keys(train_dataset or self.train_dataset), batch_size, seed)
+        self._follow_epoch.followers.append(sampler)
+        if self.is_world_process_zero():
+            repeats = sampler.num_repeats(sampler.order(0))
+            print(
+                f"unique_captions: {repeats:,} of {len(sampler):,} pairs share text or image with another of their "
+                f"batch of {batch_size}, which could not be avoided"
+            )
+        return sampler
 
     def prediction_step(
         self,
