@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.config import SigLIPConfig
@@ -143,3 +143,22 @@ def test_non_finite_loss_stops_the_run(loaded, tmp_path):
 def test_unused_columns_must_stay(tmp_path):
     with pytest.raises(InputError, match="remove_unused_columns: must be false"):
         config(tmp_path, remove_unused_columns=True)
+
+
+def test_early_stopping(loaded, tmp_path):
+    """With a rate of 0 nothing gets better: the first figure is the best, and two more end the run."""
+    model, processor, train, validation = loaded
+    settings = {"learning_rate": 0.0, "max_steps": 20, "eval_steps": 1, "early_stopping_patience": 2}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
+    assert callback.early_stopping_threshold == 0.0
+
+
+def test_early_stopping_threshold(loaded, tmp_path):
+    model, processor, train, validation = loaded
+    settings = {"max_steps": 20, "eval_steps": 1, "early_stopping_patience": 1, "early_stopping_threshold": 1.0}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 2  # recall cannot rise by more than 1
