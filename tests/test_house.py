@@ -24,18 +24,11 @@ TIERS = [
     {"errors"},
     {"parser", "data", "encoder.text"},
     {"encoder.config", "decoder.config", "encoder.parameter_groups"},
-    {
-        "encoder.loss",
-        "encoder.collator",
-        "encoder.metrics",
-        "encoder.model",
-        "encoder.cache",
-        "encoder.adapter",
-        "encoder.sampler",
-    }
+    {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
+    | {"encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "tiny", "training"},
     {"evaluation", "demo"},
-    {"encoder.trainer", "decoder.trainer"},
+    {"encoder.trainer", "encoder.wise_ft", "decoder.trainer"},
 ]
 
 

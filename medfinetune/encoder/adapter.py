@@ -97,3 +97,17 @@ def save_merged(adapter_dir: str | Path, output_dir: str | Path) -> None:
     model, processor = load_encoder(str(adapter_dir))
     model.merge_and_unload().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+
+
+def save_merged_copies(trainer: Any, args: SigLIPConfig) -> None:
+    """Where `args.merge` is set, writes `merged/` into the output folder, and into its `wise_ft/` where there is one.
+
+    Args:
+        trainer: A `Trainer` that has saved its model.
+        args: Its settings.
+    """
+    if args.merge and trainer.is_world_process_zero():
+        for folder in (Path(args.output_dir), Path(args.output_dir) / "wise_ft"):
+            if (folder / "adapter_config.json").is_file():
+                save_merged(folder, folder / "merged")
+                print(f"saved to {folder / 'merged'}: adapter and weights as one plain SigLIP")

@@ -60,6 +60,8 @@ class SigLIPTrainer(Trainer):
         )
         self.add_callback(StopOnNonFiniteLoss())
         self._follow_epoch = FollowEpoch()
+        if hasattr(train_dataset, "set_epoch"):
+            self._follow_epoch.followers.append(train_dataset)
         self.add_callback(self._follow_epoch)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
