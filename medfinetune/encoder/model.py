@@ -77,10 +77,12 @@ def _require_siglip(name: str, revision: str | None) -> None:
 
 def _load_processor(name: str, revision: str | None) -> SiglipProcessor:
     image_processor = SiglipImageProcessorPil.from_pretrained(name, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    # SigLIP learned without a mask, and stock pipelines pass on what the tokenizer returns: it is to return none.
+    settings = {"revision": revision, "model_input_names": ["input_ids"]}
+    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
     if isinstance(tokenizer, GemmaTokenizer):
         # SigLIP 2 learned lower-case text, but its files name a tokenizer that keeps capitals.
-        tokenizer = Siglip2Tokenizer.from_pretrained(name, revision=revision, padding_side="right")
+        tokenizer = Siglip2Tokenizer.from_pretrained(name, padding_side="right", **settings)
     return SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
