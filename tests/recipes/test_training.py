@@ -250,6 +250,23 @@ def test_two_processes(configs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", [{"use_peft": True, "merge": True}, {"freeze": "vision"}], ids=["lora", "lit"])
+def test_two_processes_mix_start_and_end(configs, tmp_path, given):
+    """Adapters or a frozen tower, unique captions and mirroring, in a run of two processes."""
+    values = yaml.safe_load(configs["encoder"].read_text())
+    extra = {"unique_captions": True, "horizontal_flip_probability": 0.5, "wise_ft": [0, 0.5, 1]}
+    configs["encoder"].write_text(yaml.safe_dump(values | extra | given))
+    done = launch("encoder", configs["encoder"], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<- kept in wise_ft") == 1
+    assert "of their batch of 8, which could not be avoided" in done.stdout
+    folders = [tmp_path / "encoder", tmp_path / "encoder" / "wise_ft"]
+    folders += [folder / "merged" for folder in folders if given.get("merge")]
+    for folder in folders:
+        load_encoder(str(folder))
+
+
+@pytest.mark.slow
 def test_without_arguments_the_demo_is_trained(tmp_path):
     """Twice: the second run finds what the first one made."""
     for kind in ("encoder", "decoder"):
