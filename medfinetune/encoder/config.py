@@ -34,19 +34,19 @@ class SigLIPConfig(TrainingArguments):
         metadata={"help": "Kinds of pairs to train on: caption, report, question."},
     )
     max_text_length: int = field(default=64, metadata={"help": "Tokens of every text; SigLIP was trained with 64."})
-    temperature_bias_init: Literal["keep", "paper"] = field(
-        default="keep",
-        metadata={"help": "keep: the checkpoint's own temperature and bias. paper: log 10 and -10, as from scratch."},
-    )
-    logit_lr: float | None = field(
-        default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
-    )
     micro_batch_size: int | None = field(
         default=None,
         metadata={
             "help": "Images and texts that are on the device at once with a graph; the loss is still that of the whole "
             "batch."
         },
+    )
+    temperature_bias_init: Literal["keep", "paper"] = field(
+        default="keep",
+        metadata={"help": "keep: the checkpoint's own temperature and bias. paper: log 10 and -10, as from scratch."},
+    )
+    logit_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
     )
     freeze: Literal["none", "vision", "text"] = field(
         default="none", metadata={"help": "The tower that stays as it is; vision is LiT (arXiv:2111.07991)."}
@@ -149,7 +149,7 @@ def _check_fine_tuning(args: SigLIPConfig) -> None:
         ("rotation_degrees", lambda value: 0 <= value <= 180, "in [0, 180]"),
         ("logit_lr vision_lr text_lr", lambda value: value is None or value >= 0, "0 or more"),
         ("early_stopping_threshold", lambda value: value >= 0, "0 or more"),
-        ("early_stopping_patience micro_batch_size", lambda value: value is None or value >= 1, "1 or more"),
+        ("early_stopping_patience", lambda value: value is None or value >= 1, "1 or more"),
         ("lora_r lora_alpha", lambda value: value >= 1, "1 or more"),
         ("wise_ft", lambda values: all(0 <= value <= 1 for value in values), "a list of shares in [0, 1]"),
     ):

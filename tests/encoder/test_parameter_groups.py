@@ -93,7 +93,6 @@ def test_rates_change_what_is_learned(loaded, tmp_path):
         ({"early_stopping_patience": 2, "eval_strategy": "no"}, "early_stopping_patience: needs figures"),
         ({"early_stopping_patience": 0}, "early_stopping_patience: 0 must be 1 or more"),
         ({"early_stopping_patience": 1, "load_best_model_at_end": False}, "needs load_best_model_at_end: true"),
-        ({"micro_batch_size": 0}, "micro_batch_size: 0 must be 1 or more"),
         ({"horizontal_flip_probability": 2.0}, r"horizontal_flip_probability: 2.0 must be in \[0, 1\]"),
         ({"crop_scale_min": 0.0}, "crop_scale_min: 0.0"),
         ({"brightness": 1.0}, r"brightness: 1.0 must be in \[0, 1\)"),
