@@ -5,9 +5,11 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import SiglipModel
 
 from medfinetune.encoder.adapter import prepare_to_learn, save_merged
+from medfinetune.encoder.metrics import embed_images
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
@@ -71,6 +73,7 @@ def test_a_frozen_tower_stays(loaded, tmp_path, tower):
     )
     assert not any(module.training for module in frozen.modules())
     assert moving.training
+    model.enable_input_require_grads()  # as checkpointing and PEFT do: a frozen tower would store a graph again
     outputs = model(**trainer.data_collator([train[i] for i in range(2)]))
     of_frozen, of_moving = outputs.image_embeds, outputs.text_embeds
     if tower == "text":
@@ -87,7 +90,7 @@ def test_lora_learns_and_comes_back(loaded, tmp_path, checkpointing):
     source = processor.tokenizer.name_or_path
     model, processor = load_encoder(source, image_size_px=96)
     before = snapshot(model)
-    settings = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1, "gradient_checkpointing": checkpointing}
+    settings = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1, "activation_checkpointing": checkpointing}
     trainer = SigLIPTrainer(model, config(tmp_path, logit_lr=0.05, **settings), train, validation, processor)
     begin = snapshot(trainer.model)
     learning = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -105,6 +108,9 @@ def test_lora_learns_and_comes_back(loaded, tmp_path, checkpointing):
     assert_close(embed_in_a_fresh_process(tmp_path / "adapter"), trained)
     assert type(load_encoder(str(tmp_path / "merged"))[0]) is SiglipModel
     assert_close(embed(load_encoder(str(tmp_path / "merged"))[0], 96), trained)
+    image = Image.new("RGB", (50, 50), (9, 200, 30))
+    folders = [str(tmp_path / name) for name in ("adapter", "merged")]
+    assert_close(*([embed_images(*load_encoder(folder), [image])] for folder in folders))
     # PEFT alone finds temperature and bias too, on a base of the same size.
     stock = PeftModel.from_pretrained(load_encoder(source, image_size_px=96)[0], tmp_path / "adapter")
     assert_close(embed(stock, 96), trained)
