@@ -20,6 +20,7 @@ from medfinetune.encoder.sides import swap_sides
         ("disc prolapse at L4/L5", "disc prolapse at L4/L5"),
         ("cardiomegaly", "cardiomegaly"),
         ("肿块直径3厘米左右", "肿块直径3厘米左右"),
+        ("肝脏肿块3厘米左右", "肝脏肿块3厘米左右"),
         ("左膝肿块3厘米左右", "右膝肿块3厘米左右"),
         ("", ""),
     ],
