@@ -8,9 +8,10 @@ import datasets
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from medfinetune.distributed import gather, rank, world_size
+from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
@@ -18,10 +19,10 @@ from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
+from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
+from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
 from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.training import StopOnNonFiniteLoss
-
-_SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
 
 class SigLIPTrainer(Trainer):
@@ -57,7 +58,7 @@ class SigLIPTrainer(Trainer):
         """
         initialise_temperature_and_bias(model, args.temperature_bias_init, args.num_texts_compared)
         super().__init__(
-            model=model,
+            model=prepare_to_learn(model, args),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -67,6 +68,12 @@ class SigLIPTrainer(Trainer):
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
+        self._follow_epoch = FollowEpoch()
+        if hasattr(train_dataset, "set_epoch"):
+            self._follow_epoch.followers.append(train_dataset)
+        self.add_callback(self._follow_epoch)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
 
     def compute_loss(
         self,
@@ -142,18 +149,35 @@ class SigLIPTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith(_SCALE_AND_BIAS)]
+        return [name for name in names if not name.endswith(SCALE_AND_BIAS)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives temperature and bias a group of their own where `logit_lr` is set."""
-        if self.optimizer is None and self.args.logit_lr is not None:
-            optimizer = super().create_optimizer(model)
-            scalars = [p for name, p in (model or self.model).named_parameters() if name.endswith(_SCALE_AND_BIAS)]
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if all(p is not scalar for scalar in scalars)]
-            optimizer.add_param_group({"params": scalars, "lr": self.args.logit_lr, "weight_decay": 0.0})
-            return optimizer
-        return super().create_optimizer(model)
+        """Gives each tower and layer the rate that `layer_decay`, `vision_lr`, `text_lr` and `logit_lr` ask for."""
+        if self.optimizer is None:
+            optimizer, model, args = super().create_optimizer(model), model or self.model, self.args
+            layers = {
+                "vision": model.config.vision_config.num_hidden_layers,
+                "text": model.config.text_config.num_hidden_layers,
+            }
+            names = [name for name, _ in model.named_parameters()]
+            rates = args.learning_rate, args.layer_decay, args.vision_lr, args.text_lr, args.logit_lr
+            split_groups(optimizer, model, learning_rates(names, layers, *rates))
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if not self.args.unique_captions:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.world_size
+        sampler = UniqueCaptionSampler(*pair_keys(train_dataset or self.train_dataset), batch_size, seed)
+        self._follow_epoch.followers.append(sampler)
+        if self.is_world_process_zero():
+            repeats = sampler.num_repeats(sampler.order(0))
+            print(
+                f"unique_captions: {repeats:,} of {len(sampler):,} pairs share text or image with another of their "
+                f"batch of {batch_size}, which could not be avoided"
+            )
+        return sampler
 
     def prediction_step(
         self,

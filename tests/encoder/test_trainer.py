@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 import medfinetune
 from medfinetune.data.load import load_pairs
@@ -24,13 +24,6 @@ from medfinetune.errors import InputError
 
 PROMPTS = Path(medfinetune.__file__).parent / "evaluation" / "prompts"
 RECIPES = Path(medfinetune.__file__).parents[1] / "recipes"
-
-
-@pytest.fixture
-def loaded(phantom_dir, tiny_siglip):
-    pairs = load_pairs(phantom_dir / "data")
-    model, processor = load_encoder(str(tiny_siglip))
-    return model, processor, pairs["train"].select(range(32)), pairs["validation"]
 
 
 def config(tmp_path, **changes):
@@ -328,3 +321,22 @@ def test_two_processes_report_what_one_does(loaded, tmp_path, swapped):
     assert len(names) == 20 + 4 + 3
     for name in names:
         assert math.isclose(found[name], expected[name], abs_tol=1e-6), name
+
+
+def test_early_stopping(loaded, tmp_path):
+    """With a rate of 0 nothing gets better: the first figure is the best, and two more end the run."""
+    model, processor, train, validation = loaded
+    settings = {"learning_rate": 0.0, "max_steps": 20, "eval_steps": 1, "early_stopping_patience": 2}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_early_stopping_threshold(loaded, tmp_path):
+    model, processor, train, validation = loaded
+    settings = {"max_steps": 20, "eval_steps": 1, "early_stopping_patience": 1, "early_stopping_threshold": 1.0}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 2  # recall cannot rise by more than 1
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
+    assert callback.early_stopping_threshold == 1.0
