@@ -24,7 +24,11 @@ demo: $(READY) ## Run the whole job on generated images: data, both models, eval
 test: $(READY) ## Run the tests that are not slow
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(READY) ## Run only the slow tests
+$(VENV)/.deepspeed: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	@touch $@
+
+test-slow: $(VENV)/.deepspeed ## Run only the slow tests; installs DeepSpeed for them
 	$(BIN)/python -m pytest -m slow
 
 quality: $(READY) ## Check lint, format and spelling

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from medfinetune.data.dicom import is_dicom, read_dicom
 from medfinetune.data.grey import to_8_bits
 from medfinetune.data.perceptual import perceptual_hash
+from medfinetune.data.text import tidy
 from medfinetune.data.unreadable import UnreadableImage
 
 # What a hospital's folder may hold; EPS and the like are left out, as Pillow runs other programs to open them.
@@ -24,6 +25,8 @@ PART = "#part="
 """Between the path of an image file and `left` or `right`, where only that half of the picture is meant."""
 # Level 6, the default, took three times as long for files that were a tenth smaller.
 _PNG_COMPRESS_LEVEL = 1
+# TIFF's tag PhotometricInterpretation.
+_PHOTOMETRIC = 262
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,14 @@ class ImageOptions:
         window_hu: Centre and width in Hounsfield units, for CT in DICOM; the file's own window where left out.
         dicom_frame: Which frame of a DICOM file is taken, from 0.
         patient_key: Key of the hash that stands for a DICOM patient id; without it the id is thrown away.
+        ignore_patients: DICOM patient ids are thrown away although there is a key, as tables may need it.
     """
 
     max_side_px: int = 2240
     window_hu: tuple[float, float] | None = None
     dicom_frame: int = 0
     patient_key: bytes | None = field(default=None, repr=False)
+    ignore_patients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,11 @@ def open_image(path: Path | str, window_hu: tuple[float, float] | None = None, d
 
 
 def hash_patient(patient_id: str, key: bytes) -> str:
-    """HMAC-SHA256 of a patient's id, 32 hexadecimal digits: without the key nobody can try ids until one fits."""
-    return hmac.new(key, patient_id.encode(), hashlib.sha256).hexdigest()[:32]
+    """HMAC-SHA256 of a patient's id, 32 hexadecimal digits: without the key nobody can try ids until one fits.
+
+    The id is tidied first: what a header and a table write in other widths or spaces is one patient.
+    """
+    return hmac.new(key, tidy(patient_id).encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[str, Any], str]:
@@ -112,7 +120,7 @@ def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[st
                 with warnings.catch_warnings():
                     # Pillow warns from half the size on at which it refuses.
                     warnings.simplefilter("ignore")
-                    image = _decode(file)
+                    image, tags = _decode(file)
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except OSError as error:
@@ -134,26 +142,39 @@ def _is_nifti(head: bytes) -> bool:
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0"
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO) -> tuple[Image.Image, dict[str, Any]]:
+    """The first frame, and of a TIFF with several pages how many there are."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage("not an image") from error
+        file.seek(0)
+        # Every DICOM file names its kind by such a number near its beginning.
+        hint = "looks like DICOM with a broken beginning" if b"1.2.840.10008." in file.read(352) else ""
+        raise UnreadableImage("not an image", hint) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage("image is too large", str(error)) from error
     except Exception as error:
         # A damaged header makes Pillow raise anything from SyntaxError to struct.error.
         raise UnreadableImage("damaged image", str(error)) from error
     try:
+        num_pages = image.n_frames if image.format == "TIFF" else 1
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        tags = {"frame": 0, "num_frames": num_pages} if num_pages > 1 else {}
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        # Pillow turns white-is-zero round up to 8 bits, and leaves deeper grey as it is.
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0 and _is_deep_grey(image)
+        return ImageOps.invert(rgb) if white_is_zero else rgb, tags
     except Exception as error:
         reason = "truncated image" if "truncated" in str(error) else "damaged image"
         raise UnreadableImage(reason, str(error)) from error
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
+    if _is_deep_grey(image):
         return Image.fromarray(to_8_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -165,6 +186,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> StoredImage:
     """Writes an image as lossless RGB PNG to `output_dir/images/`, named after its pixels; an existing file is kept.
 
+    A file of no bytes, which a crash of the machine may leave behind a rename, is written again.
+
     Args:
         path: See `open_image`.
         output_dir: The output folder.
@@ -172,6 +195,7 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
 
     Raises:
         UnreadableImage: See `open_image`.
+        OSError: The output cannot be written; the image is not to blame.
     """
     image, tags, patient_id = _open(path, options)
     width, height = image.size
@@ -183,7 +207,7 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
     file = f"images/{sha256[:2]}/{sha256}{f'-{options.max_side_px}px' if reduced else ''}.png"
     looks = perceptual_hash(image)
     target = output_dir / file
-    if not target.exists():
+    if not target.exists() or target.stat().st_size == 0:
         if reduced:
             scale = options.max_side_px / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -191,7 +215,13 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
         target.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be writing the same pixels: each writes its own file, and the last rename wins.
         unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
-        unfinished.replace(target)
-    patient = hash_patient(patient_id, options.patient_key) if patient_id and options.patient_key else ""
-    return StoredImage(sha256, file, width, height, looks, tags, patient, bool(patient_id))
+        try:
+            image.save(unfinished, format="PNG", compress_level=_PNG_COMPRESS_LEVEL)
+            unfinished.replace(target)
+        finally:
+            # On a full disk the rest of it would stay in the way.
+            unfinished.unlink(missing_ok=True)
+    names_patient = bool(tidy(patient_id))
+    hashed = names_patient and options.patient_key and not options.ignore_patients
+    patient = hash_patient(patient_id, options.patient_key) if hashed else ""
+    return StoredImage(sha256, file, width, height, looks, tags, patient, names_patient)

@@ -12,17 +12,23 @@ _WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 }
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad"))
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-# Where a sign stands like this, it carries meaning: a comparison, an arithmetic sign, a fraction, a decimal point.
-_MEANINGFUL = re.compile(r"[<>=%~^*+/]|(?<=\d)[.,:\-](?=\d)|(?<![\w.])[.\-](?=\d)|(?<=\w)-(?=\W|$)")
+_COMMA_OF_A_LIST = re.compile(r"(?<=\d)[，﹐､](?=\d)")
+_ROMAN = r"(?:x?(?:i{1,3}|iv|vi{0,3}|ix)|x|[ⅰ-ⅻ])[abc]?"
+# Where a sign stands like this, it carries meaning: a comparison, an arithmetic sign, a fraction, a decimal point, a
+# negative result, a range of grades (I-II is not III). Letters are lower case.
+_MEANINGFUL = re.compile(
+    r"[<>=%~^*+/]|(?<=[\d%])[.,:\-](?=\d)|(?<![a-z\d.])[.\-](?=\d)|(?<=\w)-(?=\W|$)|"
+    rf"(?<![a-z\d])(?:[cvap]in)?{_ROMAN}\s*-(?=\s*{_ROMAN}(?![a-z\d]))"
+)
 
 
 def fold_width(text: str) -> str:
     """Writes full-width letters, digits and signs, and variants of the comma and the space, in ASCII.
 
-    Chinese marks without an ASCII twin (`。` and `、`) stay. This is less than Unicode's NFKC on purpose: NFKC turns
-    10⁵ into 105 and ½ into 1⁄2.
+    Chinese marks without an ASCII twin (`。` and `、`) stay. A wide comma between digits parts two numbers: it gets a
+    space, as 35,120 would be one. This is less than Unicode's NFKC on purpose: NFKC turns 10⁵ into 105 and ½ into 1⁄2.
     """
-    return text.translate(_WIDTH)
+    return _COMMA_OF_A_LIST.sub(", ", text).translate(_WIDTH)
 
 
 def tidy(text: str) -> str:

@@ -13,11 +13,12 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from medfinetune.encoder.collator import SigLIPCollator
+from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.errors import InputError
 
 
 class PairCache(torch.utils.data.Dataset):
-    """Rows of `pixels` (uint8, at the model's size) and `input_ids`, from a memory-mapped file.
+    """Rows of `pixels` (uint8, at the model's size), `input_ids` and `group_ids`, from a memory-mapped file.
 
     The pixels are those that the image processor makes before it rescales and normalises, so what the collator
     turns them into is identical. The file holds every distinct image once, named by its content; it is made again
@@ -37,9 +38,10 @@ class PairCache(torch.utils.data.Dataset):
         """
         if len(pairs) == 0:
             raise InputError("no pairs to train on")
-        plain = pairs.select_columns(["id", "pixel_sha256", "text", "language"])
+        plain = pairs.select_columns([name for name in ("language", *COLUMNS) if name in pairs.column_names])
         self.texts, self.languages = list(plain["text"]), list(plain["language"])
         self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
+        self.group_ids = group_ids_of({name: list(plain[name]) for name in COLUMNS if name in plain.column_names})
         self._collator = SigLIPCollator(processor, max_length)
         self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
         size = processor.image_processor.size
@@ -58,10 +60,11 @@ class PairCache(torch.utils.data.Dataset):
         return len(self.texts)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"pixels": self._pixels[self._row_of[self.image_keys[i]]], "input_ids": self.input_ids[i]}
+        pixels = self._pixels[self._row_of[self.image_keys[i]]]
+        return {"pixels": pixels, "input_ids": self.input_ids[i], "group_ids": self.group_ids[i]}
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`pixel_values` of shape `(B, 3, H, W)` in [-1, 1], and `input_ids` of shape `(B, max_length)`."""
+        """What `SigLIPCollator` gives: `pixel_values`, `input_ids` and `group_ids`."""
         # One image at a time stays within the processor's cache, and `default_collate` lays the batch straight into
         # the memory that a worker shares with the trainer.
         return default_collate(
@@ -69,6 +72,7 @@ class PairCache(torch.utils.data.Dataset):
                 {
                     "pixel_values": self._collator.normalise(torch.from_numpy(np.array(row["pixels"]))[None])[0],
                     "input_ids": row["input_ids"].long(),
+                    "group_ids": row["group_ids"],
                 }
                 for row in rows
             ]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.encoder.text import normalize_text
 
 
@@ -32,12 +33,16 @@ class SigLIPCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """
         Args:
-            rows: Each has `images` (a list of PIL images, of which the first is used) and `text`.
+            rows: Each has `images` (a list of PIL images, of which the first is used) and `text`; the other columns
+                of `load_pairs`, where they are there, tell which pairs share an image, a label or a patient.
 
         Returns:
-            `pixel_values` of shape `(B, 3, H, W)` in [-1, 1], and `input_ids` of shape `(B, max_length)`.
+            `pixel_values` of shape `(B, 3, H, W)` in [-1, 1], `input_ids` of shape `(B, max_length)`, and `group_ids`
+            of shape `(B, 4)`, see `group_ids_of`.
         """
-        return self.images([row["images"][0] for row in rows]) | self.texts([row["text"] for row in rows])
+        groups = group_ids_of({name: [row.get(name) for row in rows] for name in COLUMNS})
+        inputs = self.images([row["images"][0] for row in rows]) | self.texts([row["text"] for row in rows])
+        return inputs | {"group_ids": groups}
 
     def images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """`pixel_values` of shape `(B, 3, H, W)`."""

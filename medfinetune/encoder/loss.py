@@ -91,3 +91,42 @@ class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         return (*[grad * grad_output for grad in ctx.saved_tensors], None, None, None)
+
+
+def softmax_normalized_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each image over all texts: `-mean(z_ii - log sum_j exp z_ij)`, `z = scale * cosine + bias`.
+
+    The formula with a log-sum-exp that the project's first note printed under the name of the sigmoid loss; it is that
+    of a softmax, here for comparison. The bias cancels, and learns nothing. With several right texts an image, their
+    share of the probability is what is learned, each as much.
+
+    Args:
+        image_embeds: `(B, D)`, unit norm.
+        text_embeds: `(N, D)`, unit norm; row `i` belongs to image `i`.
+        logit_scale: Scalar, already exponentiated.
+        logit_bias: Scalar.
+        targets: `(B, N)` in [0, 1], at least one above 0 in each row; the diagonal where left out.
+        weights: `(B, N)`, 0 leaves a text out of the sum; ones where left out.
+
+    Returns:
+        Scalar in nats, averaged over images.
+    """
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
+        images, texts, scale, bias = (t.to(dtype) for t in (image_embeds, text_embeds, logit_scale, logit_bias))
+        logits = images @ texts.T * scale + bias
+        if weights is not None:
+            logits = logits.masked_fill(weights == 0, -torch.inf)
+        if targets is None:
+            return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        share = targets.to(dtype) if weights is None else targets.to(dtype) * (weights != 0)
+        share = share / share.sum(dim=1, keepdim=True)
+        log_probability = logits.log_softmax(dim=1)
+        return -log_probability.masked_fill(share == 0, 0).mul(share).sum(dim=1).mean()

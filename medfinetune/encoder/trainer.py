@@ -6,24 +6,34 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
+from medfinetune.distributed import gather, rank, world_size
+from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
-from medfinetune.encoder.loss import sigmoid_loss
-from medfinetune.encoder.metrics import retrieval_metrics
+from medfinetune.encoder.exact import exact_backward
+from medfinetune.encoder.labels import labels_from_groups
+from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
+from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
+from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
+from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
+from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.training import StopOnNonFiniteLoss
-
-_SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
 
 class SigLIPTrainer(Trainer):
     """Fine-tunes a `SiglipModel` with the learnable temperature and bias sigmoid loss.
 
+    The loss is that of the whole batch of all processes, whatever `micro_batch_size`; pairs that say the same are
+    known (`duplicates`). Gradient accumulation on top averages such losses.
+
     Logs `logit_scale` (the log that the checkpoint stores), `temperature` (its exponential) and `logit_bias`; keeps
-    these two parameters out of weight decay; evaluates recall over the whole set, in both directions and by language.
+    these two parameters out of weight decay; evaluates recall and mean average precision over the whole set, in both
+    directions and by language, and zero-shot grades by the tasks of `zero_shot_file`.
     """
 
     def __init__(
@@ -46,18 +56,24 @@ class SigLIPTrainer(Trainer):
             data_collator: A `SigLIPCollator` where left out.
             **kwargs: As for `transformers.Trainer`.
         """
-        initialise_temperature_and_bias(model, args.temperature_bias_init)
+        initialise_temperature_and_bias(model, args.temperature_bias_init, args.num_texts_compared)
         super().__init__(
-            model=model,
+            model=prepare_to_learn(model, args),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
-            compute_metrics=None if eval_dataset is None else _metrics_of(eval_dataset),
+            compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
+        self._follow_epoch = FollowEpoch()
+        if hasattr(train_dataset, "set_epoch"):
+            self._follow_epoch.followers.append(train_dataset)
+        self.add_callback(self._follow_epoch)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
 
     def compute_loss(
         self,
@@ -66,27 +82,102 @@ class SigLIPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Sigmoid loss of one batch: every other text of this process's batch is a negative."""
+        """Loss of one batch of this process alone, in one piece; `training_step` takes in the other processes."""
+        inputs = dict(inputs)
+        groups = inputs.pop("group_ids", None)
         outputs = model(**inputs)
-        scale, bias = _scale_and_bias(model)
-        loss = sigmoid_loss(outputs.image_embeds, outputs.text_embeds, scale.exp(), bias)
+        log_scale, bias = _scale_and_bias(model)
+        loss = self._loss(groups, groups, 0)(outputs.image_embeds, outputs.text_embeds, log_scale.exp(), bias)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Loss and gradients of the whole batch: all micro-batches, all processes."""
+        batch_size = len(inputs["input_ids"])
+        micro_batch_size = min(self.args.micro_batch_size or batch_size, batch_size)
+        if world_size() == 1 and micro_batch_size == batch_size:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        groups = inputs.pop("group_ids", None)
+        all_groups = None if groups is None else gather(groups)
+        log_scale, bias = _scale_and_bias(model)
+        share = 1 / self.current_gradient_accumulation_steps
+
+        def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            outputs = model(**piece)
+            return outputs.image_embeds, outputs.text_embeds
+
+        loss = exact_backward(
+            embed,
+            inputs,
+            micro_batch_size,
+            log_scale,
+            bias,
+            self._loss(groups, all_groups, rank() * batch_size),
+            lambda surrogate, last: self._backward(model, surrogate * share, last),
+            lambda: self.accelerator.no_sync(model),
+        )
+        return loss * share
+
+    def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Callable[..., Tensor]:
+        function = sigmoid_loss if self.args.loss_type == "sigmoid" else softmax_normalized_loss
+
+        def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+            mine, everyones = groups, all_groups
+            if mine is None:
+                # A collator that gives no groups: only the pairs themselves are positive.
+                mine, everyones = (
+                    torch.zeros(len(t), 4, dtype=torch.int64, device=t.device) for t in (image_embeds, text_embeds)
+                )
+            targets, weights = labels_from_groups(mine, everyones, first_text, self.args.duplicates)
+            return function(image_embeds, text_embeds, scale, bias, targets, weights)
+
+        return loss
+
+    def _backward(self, model: nn.Module, loss: Tensor, last: bool) -> None:
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.accelerator.backward(loss)
+        elif last:
+            # At the end of an accumulation this also steps.
+            self.accelerator.backward(loss, scale_wrt_gas=False)
+        else:
+            model.set_gradient_accumulation_boundary(False)
+            model.backward(loss, scale_wrt_gas=False)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith(_SCALE_AND_BIAS)]
+        return [name for name in names if not name.endswith(SCALE_AND_BIAS)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives temperature and bias a group of their own where `logit_lr` is set."""
-        if self.optimizer is None and self.args.logit_lr is not None:
-            optimizer = super().create_optimizer(model)
-            scalars = [p for name, p in (model or self.model).named_parameters() if name.endswith(_SCALE_AND_BIAS)]
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if all(p is not scalar for scalar in scalars)]
-            optimizer.add_param_group({"params": scalars, "lr": self.args.logit_lr, "weight_decay": 0.0})
-            return optimizer
-        return super().create_optimizer(model)
+        """Gives each tower and layer the rate that `layer_decay`, `vision_lr`, `text_lr` and `logit_lr` ask for."""
+        if self.optimizer is None:
+            optimizer, model, args = super().create_optimizer(model), model or self.model, self.args
+            layers = {
+                "vision": model.config.vision_config.num_hidden_layers,
+                "text": model.config.text_config.num_hidden_layers,
+            }
+            names = [name for name, _ in model.named_parameters()]
+            rates = args.learning_rate, args.layer_decay, args.vision_lr, args.text_lr, args.logit_lr
+            split_groups(optimizer, model, learning_rates(names, layers, *rates))
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if not self.args.unique_captions:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.world_size
+        sampler = UniqueCaptionSampler(*pair_keys(train_dataset or self.train_dataset), batch_size, seed)
+        self._follow_epoch.followers.append(sampler)
+        if self.is_world_process_zero():
+            repeats = sampler.num_repeats(sampler.order(0))
+            print(
+                f"unique_captions: {repeats:,} of {len(sampler):,} pairs share text or image with another of their "
+                f"batch of {batch_size}, which could not be avoided"
+            )
+        return sampler
 
     def prediction_step(
         self,
@@ -97,11 +188,42 @@ class SigLIPTrainer(Trainer):
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """Returns both embeddings and no loss: a contrastive loss depends on the evaluation's batch size."""
         inputs = self._prepare_inputs(inputs)
+        inputs.pop("group_ids", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
         # The Trainer asks for labels before it computes metrics; which row is which follows from their order.
         return None, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
+
+    def _metrics_of(
+        self, dataset: datasets.Dataset | PairCache, args: SigLIPConfig
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        if isinstance(dataset, PairCache):
+            languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
+        else:
+            columns = dataset.select_columns(["language", "pixel_sha256", "text"])
+            languages, texts = list(columns["language"]), list(columns["text"])
+            image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
+        names = args.zero_shot_file
+        grader = zero_shot_grader(names, dataset, image_keys, languages, args.data_dir) if names else None
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
+            metrics = retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
+            return metrics if grader is None else metrics | self._grades(grader, image_embeds)
+
+        return compute
+
+    def _grades(self, grader: ZeroShotGrader, image_embeds: Tensor) -> dict[str, float]:
+        """Every process takes them all: where the model is split over them, each must go through it."""
+
+        def embed(texts: list[str]) -> Tensor:
+            batch_size, max_length = self.args.per_device_eval_batch_size, self.args.max_text_length
+            with self.compute_loss_context_manager():
+                return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
+
+        scale, bias = _scale_and_bias(self.model)
+        return grader.figures(image_embeds, embed, scale.exp().item(), bias.item())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds temperature and bias to every line that has a training loss."""
@@ -112,35 +234,23 @@ class SigLIPTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def initialise_temperature_and_bias(model: nn.Module, init: str) -> None:
+def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int) -> None:
     """Sets the two learnable scalars.
 
     Args:
         model: A `SiglipModel`.
-        init: `keep` leaves the checkpoint's own; `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
-            suits a start from scratch and undoes what a pretrained checkpoint has learned.
+        init: `keep` leaves the checkpoint's own. `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
+            suits a start from scratch with batches of thousands; `prior` sets log 10 and `-ln(num_texts - 1)`, the
+            log odds that a text of the batch belongs to an image. Both undo what a pretrained checkpoint has learned.
+        num_texts: How many texts an image is compared with.
     """
-    if init == "paper":
-        with torch.no_grad():
-            model.logit_scale.fill_(math.log(10))
-            model.logit_bias.fill_(-10.0)
+    if init == "keep":
+        return
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10.0 if init == "paper" else -math.log(max(num_texts - 1, 1)))
 
 
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
     model = getattr(model, "module", model)
     return model.logit_scale.squeeze(), model.logit_bias.squeeze()
-
-
-def _metrics_of(dataset: datasets.Dataset | PairCache) -> Callable[[EvalPrediction], dict[str, float]]:
-    if isinstance(dataset, PairCache):
-        languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
-    else:
-        columns = dataset.select_columns(["language", "pixel_sha256", "text"])
-        languages, texts = list(columns["language"]), list(columns["text"])
-        image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
-        return retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
-
-    return compute

@@ -1,6 +1,8 @@
+import errno
 import gzip
 import hashlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -173,3 +175,48 @@ def test_real_16_bit_images_keep_their_brightness(real_data):
         assert pixels(path).mean() == pytest.approx(values.mean() / 65535 * 255, rel=0.02), path
         checked += 1
     assert checked == 160
+
+
+def test_of_several_pages_the_first_is_taken_and_their_number_told(tmp_path):
+    picture(1).save(tmp_path / "a.tiff", save_all=True, append_images=[picture(2), picture(3)])
+    assert np.array_equal(pixels(tmp_path / "a.tiff"), np.asarray(picture(1)))
+    assert store_image(tmp_path / "a.tiff", tmp_path, ImageOptions()).tags == {"frame": 0, "num_frames": 3}
+    assert store_image(save(tmp_path / "b.tiff", 1), tmp_path, ImageOptions()).tags == {}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_white_is_zero_looks_alike_in_8_and_16_bits(tmp_path, orientation):
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name, values in (("8.tiff", ramp), ("16.tiff", ramp.astype(np.uint16) * 257)):
+        Image.fromarray(values).save(tmp_path / name, tiffinfo={0x0112: orientation})
+        content = (tmp_path / name).read_bytes()
+        black_is_zero, white_is_zero = (struct.pack("<HHIHH", 262, 3, 1, kind, 0) for kind in (1, 0))
+        assert content.count(black_is_zero) == 1
+        (tmp_path / name).write_bytes(content.replace(black_is_zero, white_is_zero))
+    expected = 255 - (np.rot90(ramp, -1) if orientation == 6 else ramp)
+    assert np.array_equal(pixels(tmp_path / "8.tiff")[..., 0], expected)
+    assert np.array_equal(pixels(tmp_path / "16.tiff")[..., 0], expected)
+
+
+def test_an_empty_file_is_written_again_and_a_whole_one_kept(tmp_path):
+    path = save(tmp_path / "a.png", 1)
+    stored = tmp_path / store_image(path, tmp_path, ImageOptions()).file
+    content, written = stored.read_bytes(), stored.stat().st_mtime_ns
+    store_image(path, tmp_path, ImageOptions())
+    assert stored.stat().st_mtime_ns == written
+    stored.write_bytes(b"")
+    store_image(path, tmp_path, ImageOptions())
+    assert stored.read_bytes() == content
+
+
+def test_a_full_disk_is_no_damaged_image(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", 1)
+
+    def fill(image, target, **_):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    with pytest.raises(OSError, match="No space left"):
+        store_image(path, tmp_path, ImageOptions())
+    assert not [found for found in (tmp_path / "images").rglob("*") if found.is_file()]

@@ -6,6 +6,7 @@ from medfinetune.data.text import fold_width, meaning, siglip_canonical, tidy
 def test_width_and_comma_variants_are_folded():
     assert fold_width("左肺，右肺﹐心脏､５ｍｍ（ＣＴ）") == "左肺,右肺,心脏,5mm(CT)"
     assert fold_width("10⁵，½、。") == "10⁵,½、。"
+    assert fold_width("35，120HU，１２０") == "35, 120HU,120", "two values, not one of thousands"
 
 
 def test_tidy_keeps_words_and_line_breaks():
@@ -28,6 +29,10 @@ def test_siglip_sees_neither_case_nor_ascii_punctuation():
         ("1/2", "12"),
         ("5-10", "510"),
         ("-.5", "5"),
+        ("grade I-II", "grade III"),
+        ("CINI-II", "CINIII"),
+        ("T值-25", "T值25"),
+        ("50%-70%", "50%70%"),
     ],
 )
 def test_signs_carry_meaning(one, other):
@@ -36,7 +41,8 @@ def test_signs_carry_meaning(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("No fracture.", "no fracture"), ("X-ray, left", "Xray left"), ("A: b", "a b")]
+    ("one", "other"),
+    [("No fracture.", "no fracture"), ("X-ray, left", "Xray left"), ("A: b", "a b"), ("anti-viral", "antiviral")],
 )
 def test_sentence_marks_carry_none(one, other):
     assert meaning(one) == meaning(other)

@@ -22,6 +22,7 @@ def test_same_batch_as_on_the_fly(loaded, tmp_path):
     ours, plain = cache.collate([cache[i] for i in rows]), SigLIPCollator(processor)([pairs[i] for i in rows])
     assert torch.equal(ours["input_ids"], plain["input_ids"])
     torch.testing.assert_close(ours["pixel_values"], plain["pixel_values"], atol=1e-6, rtol=0)
+    assert torch.equal(ours["group_ids"], plain["group_ids"])
     assert len(cache) == len(pairs)
 
 

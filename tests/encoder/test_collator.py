@@ -12,7 +12,7 @@ def test_batch_as_siglip_was_trained(tiny_siglip):
         {"images": [Image.new("RGB", (20, 20), (255, 0, 0)), Image.new("RGB", (5, 5))], "text": "未见骨折。" * 40},
     ]
     batch = SigLIPCollator(processor)(rows)
-    assert set(batch) == {"pixel_values", "input_ids"}  # a mask would change every embedding
+    assert set(batch) == {"pixel_values", "input_ids", "group_ids"}  # a mask would change every embedding
     assert batch["pixel_values"].shape == (2, 3, 48, 48)
     assert batch["input_ids"].shape == (2, 64)
     # Mean and std are 0.5, not ImageNet's.

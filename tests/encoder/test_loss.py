@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medfinetune.encoder.loss import sigmoid_loss
+from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 
 
 def reference(images, texts, scale, bias, targets, weights):
@@ -99,3 +99,25 @@ def test_wrong_shapes(changes, message):
     given = {"image_embeds": torch.ones(3, 4), "text_embeds": torch.ones(3, 4)} | changes
     with pytest.raises(ValueError, match=message):
         sigmoid_loss(**given, logit_scale=torch.tensor(1.0), logit_bias=torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_softmax_normalized_against_loops(seed):
+    random = torch.Generator().manual_seed(seed)
+    images, texts = (F.normalize(torch.randn(n, 5, generator=random, dtype=torch.float64), dim=1) for n in (3, 7))
+    scale, bias = torch.tensor(8.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+    targets = (torch.rand(3, 7, generator=random) < 0.4).double()
+    targets.diagonal().fill_(1)
+    weights = (torch.rand(3, 7, generator=random) < 0.7).double()
+    weights.diagonal().fill_(1)
+    total = 0.0
+    for i in range(3):
+        logits = {j: (scale * images[i] @ texts[j] + bias).item() for j in range(7) if weights[i, j]}
+        norm = math.log(sum(math.exp(z) for z in logits.values()))
+        right = [j for j in logits if targets[i, j]]
+        total -= sum(logits[j] - norm for j in right) / len(right)
+    ours = softmax_normalized_loss(images, texts, scale, bias, targets, weights)
+    assert math.isclose(ours.item(), total / 3, rel_tol=1e-12)
+    plain = softmax_normalized_loss(images, texts, scale, bias)
+    expected = F.cross_entropy(scale * images @ texts.T, torch.arange(3))
+    torch.testing.assert_close(plain, expected)

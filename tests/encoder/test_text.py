@@ -31,6 +31,55 @@ from medfinetune.encoder.text import normalize_text
         ("结节<5mm。", "结节小于5mm。"),
         ("结节≥1.5 cm，约10%", "结节不少于1点5 cm 约百分之10"),
         ("直径3-5mm，抗体(-)", "直径3至5mm 抗体阴性"),
+        ("stenosis of 50%-70%", "stenosis of 50 percent to 70 percent"),
+        ("狭窄50%-70%", "狭窄百分之50至百分之70"),
+        ("狭窄50%～70%", "狭窄百分之50至百分之70"),
+        ("50% — 70%", "50 percent to 70 percent"),
+        ("5−10, 5‐10, 5‑10 mm", "5 to 10, 5 to 10, 5 to 10 mm"),
+        ("5mm-10mm, 5cm～10cm", "5mm to 10mm, 5cm to 10cm"),
+        ("3月-5月，-50HU~-20HU", "3月至5月 负50HU至负20HU"),
+        ("5--3", "5 to minus 3"),
+        ("T值-2.5", "T值负2点5"),
+        ("CT值-50HU", "CT值负50HU"),
+        ("CT值约-50HU", "CT值约负50HU"),
+        ("L2 -2.5, L4-5, L4 -5", "L2 minus 2 point 5, L4 to 5, L4 to 5"),
+        ("腰-5椎体", "腰 5椎体"),
+        ("约.5cm", "约0点5cm"),
+        ("结节<.5cm", "结节小于0点5cm"),
+        ("无异常.2个月后", "无异常 2个月后"),
+        ("CT值分别为35，120HU", "CT值分别为35, 120HU"),
+        ("CT值分别为35,120HU", "CT值分别为35 120HU"),
+        ("白细胞12,000", "白细胞12000"),
+        ("35，120 and 1,234,567 and 1,2,345", "35, 120 and 1234567 and 1 2 345"),
+        ("grade I-II, IIIA–IV", "grade I to II, IIIA to IV"),
+        ("CINII-III，Ⅰ-Ⅱ级", "CINII至III Ⅰ至Ⅱ级"),
+        ("CK7+/CK20-", "CK7 positive CK20 negative"),
+        ("CD117-, CD34+, TTF-1-", "CD117 negative, CD34 positive, TTF 1 negative"),
+        ("S100-, Ki67-; p16-", "S100 negative, Ki67 negative; p16 negative"),
+        ("PD-L1-, PD-L1+", "PD-L1 negative, PD-L1 positive"),
+        ("HBsAg-，Rh-。", "HBsAg negative ,Rh negative 。"),
+        ("CK7+、CK20-，乳腺", "CK7阳性、CK20阴性 乳腺"),
+        ("Gram- rods, O- blood", "Gram negative rods, O negative blood"),
+        ("CD34+CD38- cells", "CD34 positive CD38 negative cells"),
+        ("ER- and PR-", "ER negative and PR negative"),
+        ("HER2 -, ER +", "HER2 negative, ER positive"),
+        ("HIV -ve, Gram +ve", "HIV negative, Gram positive"),
+        ("ER-, PR- and HER2-positive", "ER, PR and HER2 positive"),
+        ("HER2- positive", "HER2- positive"),
+        ("HER2-\nenriched", "HER2 enriched"),
+        ("IMPRESSION- No acute finding", "IMPRESSION- No acute finding"),
+        ("PSA- 4.5", "PSA- 4 point 5"),
+        ("CT-, MR- or US-guided", "CT, MR or US-guided"),
+        ("MRI-/CT-guided", "MRI CT-guided"),
+        ("MRI-\nguided", "MRI-guided"),
+        ("T1-, T2-weighted", "T1, T2 weighted"),
+        ("L4-, COVID-19 follow-up", "L4-, COVID 19 follow-up"),
+        ("i-v line, anti-viral", "i-v line, anti-viral"),
+        ("05-12-2023, 5/12/2023, 20.5.2023", "05 12 2023, 5 12 2023, 20 5 2023"),
+        ("05-12-23, 2020-01", "05 12 23, 2020 01"),
+        ("at 10:30", "at 10 30"),
+        ("10:30复查，下午1:30", "10 30复查 下午1 30"),
+        ("1:160", "1 ratio 160"),
         ("The patient's knee.", "The patient's knee."),
         ("", ""),
     ],
@@ -56,6 +105,10 @@ def test_signs_become_words(text, expected):
         ("左-右", "左右"),
         ("结节<5mm", "结节>5mm"),
         ("长1.5厘米", "长15厘米"),
+        ("grade I-II", "grade III"),
+        ("T值-2.5", "T值2.5"),
+        ("CK20-", "CK20"),
+        ("50%-70%", "5070%"),
     ],
 )
 def test_what_siglip_confuses_stays_apart(one, other):
@@ -81,6 +134,30 @@ def test_no_two_measures_are_confused(sentence, sign, number, other_sign, other_
 def test_twice_is_once(text):
     once = normalize_text(text)
     assert normalize_text(once) == once
+
+
+_PIECES = [
+    *("CK7", "CD117", "S100", "Ki-67", "PD-L1", "HBsAg", "Rh", "O", "ER", "IMPRESSION", "CT", "MR", "L4", "T1", "CIN"),
+    *("guided", "weighted", "positive", "and", "or", "ve", "mm", "HU", "I", "II", "IV", "Ⅱ"),
+    *("T值", "CT值", "约", "月", "腰", "血型", "5", "10", "000", "120", "2023", "05"),
+    *"---+~～−‐—%.,，、。:/()",
+]
+
+
+@given(st.lists(st.sampled_from([*_PIECES, " ", " ", "\n"]), max_size=12).map("".join))
+@settings(deadline=None, max_examples=1500)
+def test_twice_is_once_for_medical_words(text):
+    once = normalize_text(text)
+    assert normalize_text(once) == once
+
+
+@given(st.sampled_from(["of {}{}{}", "约{}{}{}"]), st.integers(1, 99), st.sampled_from("-−‐‑–—~～"), st.integers(1, 99))
+@settings(deadline=None)
+def test_a_range_keeps_its_ends(sentence, low, dash, high):
+    for unit in ("", "%", "mm", " mm"):
+        said = normalize_text(sentence.format(f"{low}{unit}", dash, f"{high}{unit}"))
+        assert ("至" if "约" in sentence else " to ") in said
+        assert not {"minus", "负", "about", "negative"} & set(said.split())
 
 
 @given(st.text(alphabet="abc ABC.,'", max_size=30))

@@ -1,0 +1,85 @@
+"""Which texts of a batch are true of which images: more than the pairs themselves."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medfinetune.data.text import siglip_canonical
+from medfinetune.encoder.text import normalize_text
+
+Duplicates = Literal["positive", "ignore", "negative"]
+COLUMNS = ("pixel_sha256", "text", "label", "patient_id", "source", "task")
+"""What `group_ids_of` reads of a row; only `text` must be there."""
+_IMAGE, _TEXT, _LABEL, _PATIENT = range(4)
+
+
+def group_ids_of(columns: dict[str, Sequence]) -> Tensor:
+    """Numbers that are equal where rows share an image, a text, a label or a patient.
+
+    Texts are the same where SigLIP's tokenizer sees the same. Labels and patients count within their source. A
+    question's label is its answer, which says nothing without the question, so that only its text counts.
+
+    Args:
+        columns: Of `COLUMNS`, those that there are; `text` must be.
+
+    Returns:
+        `(N, 4)`, int64: image, text, label, patient; 0 where unknown. The same in every process and every run.
+    """
+    num_rows = len(columns["text"])
+    images, labels, patients, sources, tasks = (
+        columns.get(name) or [None] * num_rows for name in ("pixel_sha256", "label", "patient_id", "source", "task")
+    )
+    rows = []
+    for i in range(num_rows):
+        label = None if tasks[i] == "question" else labels[i]
+        rows.append(
+            (
+                _number(images[i][0] if images[i] else None),
+                _number(siglip_canonical(normalize_text(columns["text"][i]))),
+                _number(label, sources[i]),
+                _number(patients[i], sources[i]),
+            )
+        )
+    return torch.tensor(rows, dtype=torch.int64).reshape(num_rows, 4)
+
+
+def labels_from_groups(
+    image_groups: Tensor, text_groups: Tensor, first_text: int = 0, duplicates: Duplicates = "positive"
+) -> tuple[Tensor, Tensor]:
+    """What `sigmoid_loss` takes as `targets` and `weights`.
+
+    A text is true of an image if it is its own, or its pair has the same text, the same label or the same image. A
+    text of the same patient with another finding is neither right nor surely wrong, and is ignored. All others are
+    negative.
+
+    Args:
+        image_groups: `(B, 4)`, from `group_ids_of`: those of this process's pairs.
+        text_groups: `(N, 4)`: those of all processes' pairs.
+        first_text: Where this process's own pairs begin among the texts.
+        duplicates: `positive` as above; `ignore` leaves out what is true besides the own text; `negative` takes all
+            but the own text as wrong, as the paper's loss does.
+
+    Returns:
+        `targets` and `weights`, `(B, N)`, float32, 0 or 1.
+    """
+    same = (image_groups[:, None, :] == text_groups[None, :, :]) & (image_groups[:, None, :] != 0)
+    own = torch.zeros(same.shape[:2], dtype=torch.bool, device=same.device)
+    own.diagonal(first_text).fill_(True)
+    if duplicates == "negative":
+        return own.float(), torch.ones_like(own, dtype=torch.float32)
+    true = same[..., _IMAGE] | same[..., _TEXT] | same[..., _LABEL] | own
+    ignored = same[..., _PATIENT] & ~true
+    if duplicates == "ignore":
+        ignored |= true & ~own
+        true = own
+    return true.float(), (~ignored).float()
+
+
+def _number(value: str | None, within: str | None = "") -> int:
+    if value is None or value == "":
+        return 0
+    digest = hashlib.sha256(f"{within}\0{value}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True) or 1

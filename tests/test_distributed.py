@@ -1,0 +1,46 @@
+"""Two real processes; one process alone is what every other test is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from medfinetune.distributed import gather, rank, sum_over_processes, world_size
+
+WORKER = """
+import torch
+from torch import distributed as dist
+from medfinetune.distributed import gather, rank, sum_over_processes, world_size
+dist.init_process_group("gloo")
+assert world_size() == 2
+rows = torch.arange(6, dtype=torch.float64).view(3, 2) + 100 * rank()
+everyones = gather(rows.requires_grad_())
+assert everyones.tolist() == [[0, 1], [2, 3], [4, 5], [100, 101], [102, 103], [104, 105]], everyones
+assert not everyones.requires_grad
+assert sum_over_processes(torch.tensor([1.0 + rank()])).tolist() == [3.0]
+try:
+    gather(torch.zeros(2 + rank()))
+except ValueError as error:
+    assert "the processes hold [2, 3] rows" in str(error)
+else:
+    raise AssertionError("different numbers of rows were gathered")
+print("done")
+"""
+
+
+def test_two_processes(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "worker.py")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 2
+
+
+def test_one_process_alone():
+    assert (rank(), world_size()) == (0, 1)
+    rows = torch.ones(2, 3)
+    assert torch.equal(gather(rows), rows)
+    assert torch.equal(sum_over_processes(rows), rows)
