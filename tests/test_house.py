@@ -26,9 +26,10 @@ TIERS = [
     {"encoder.config", "decoder.config"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"},
+    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"}
+    | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"},
     {"evaluation", "demo"},
-    {"encoder.trainer", "decoder.trainer"},
+    {"encoder.trainer", "decoder.trainer", "decoder.predictions"},
 ]
 
 

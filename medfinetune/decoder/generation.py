@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from medfinetune.decoder.collator import IGNORED, MllamaCollator
+from medfinetune.decoder.chat_tokens import IGNORED
+from medfinetune.decoder.collator import MllamaCollator
 
 
 @torch.no_grad()

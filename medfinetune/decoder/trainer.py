@@ -9,7 +9,8 @@ from trl import SFTTrainer
 
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.cross_attention import use_exact_rows
+from medfinetune.decoder.model import lora_config
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.training import StopOnNonFiniteLoss
 
@@ -41,7 +42,7 @@ class MllamaSFTTrainer(SFTTrainer):
             data_collator: A `MllamaCollator` where left out.
             **kwargs: As for `trl.SFTTrainer`.
         """
-        skip_cross_attention_without_image(model)
+        use_exact_rows(model)
         use_fast_vision(model, args.fast_vision)
         if args.use_peft:
             kwargs.setdefault("peft_config", lora_config(args))

@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medfinetune.decoder.collator import IGNORED, MllamaCollator, cross_attention_mask
+from medfinetune.decoder.chat_tokens import IGNORED, ChatTokens
+from medfinetune.decoder.collator import MllamaCollator
+from medfinetune.decoder.masks import cross_attention_mask
 from medfinetune.decoder.model import load_decoder, load_processor
 from medfinetune.errors import InputError
 
@@ -193,9 +195,9 @@ def test_wrong_chats(processor, change, message):
 def test_a_tokenizer_that_would_askew_labels_is_refused(processor, monkeypatch):
     """As GPT-2's split does: the prompt ends in another token alone than before the answer."""
     collator = MllamaCollator(processor)
-    plain = MllamaCollator._ids
+    plain = ChatTokens._ids
     monkeypatch.setattr(
-        MllamaCollator, "_ids", lambda self, m, open_answer, row: plain(self, m, open_answer, row) + [7] * open_answer
+        ChatTokens, "_ids", lambda self, m, open_answer, row: plain(self, m, open_answer, row) + [7] * open_answer
     )
     with pytest.raises(InputError, match="tokenised otherwise alone than in the whole"):
         collator([chat()])
