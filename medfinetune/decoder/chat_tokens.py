@@ -57,6 +57,19 @@ def turns_of(row: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     return parted, num_prompt
 
 
+def answer_of(row: dict[str, Any]) -> str:
+    """The assistant's words that generation is held against: after the prompt, or the last turn of `messages`.
+
+    Raises:
+        InputError: There are none.
+    """
+    turns, num_prompt = turns_of(row)
+    answer = turns[num_prompt : num_prompt + 1] if num_prompt else turns[-1:]
+    if not answer or answer[0]["role"] != "assistant":
+        raise InputError(f"chat {name_of(row)}: does not end with the assistant's turn")
+    return " ".join(part["text"] for part in answer[0]["content"] if part["type"] == "text")
+
+
 def images_of(row: dict[str, Any]) -> list[Any] | None:
     """The row's images, from `images` or TRL's `image`; None where it has no such column."""
     if row.get("images") is not None:

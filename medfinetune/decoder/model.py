@@ -40,6 +40,10 @@ def load_decoder(
         if adapter.is_file():
             settings = json.loads(adapter.read_text(encoding="utf-8"))
             base = _load_model(settings["base_model_name_or_path"], settings.get("revision"), dtype)
+            beside = adapter.with_name("config.json")
+            if beside.is_file() and json.loads(beside.read_text(encoding="utf-8")).get("reference_attention_mask"):
+                base.config.reference_attention_mask = True
+                use_exact_rows(base, True)
             model: Any = PeftModel.from_pretrained(base, model_name_or_path)
         else:
             model = _load_model(model_name_or_path, model_revision, dtype)

@@ -145,7 +145,7 @@ def test_needless_tiles_are_no_keys(loaded):
 
 
 def as_meta(model):
-    """The rule of Meta's reference written plainly onto stock: tokens that see no tile get a cross-attention of zero."""
+    """Meta's rule written plainly onto stock: tokens that see no tile get a cross-attention of zero."""
     for layer in model.modules():
         if isinstance(layer, MllamaCrossAttentionDecoderLayer):
             mask = {}
