@@ -1,5 +1,7 @@
 """Rank, world size and sums over processes: the only place that talks to `torch.distributed`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -45,3 +47,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """Every process's item, in the order of ranks; an item is anything that can be pickled."""
+    items = [item] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(items, item)
+    return items

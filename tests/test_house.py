@@ -25,11 +25,12 @@ TIERS = [
     {"distributed", "parser", "data", "encoder.text"},
     {"encoder.config", "decoder.config", "encoder.parameter_groups"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
-    | {"encoder.exact", "encoder.labels"}
-    | {"encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"},
+    | {"encoder.exact", "encoder.labels", "encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
+    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"}
+    | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}
+    | {"decoder.head", "decoder.recompute", "decoder.sampler"},
     {"evaluation", "demo"},
-    {"encoder.trainer", "encoder.wise_ft", "decoder.trainer"},
+    {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},
 ]
 
 

@@ -58,6 +58,35 @@ class MllamaSFTConfig(SFTConfig):
             "same features to rounding."
         },
     )
+    reference_attention_mask: bool = field(
+        default=False,
+        metadata={
+            "help": "Let tokens before the first image see nothing of it, as in Meta's own code; transformers lets "
+            "them. Saved with the model, and honoured by everything here that loads it."
+        },
+    )
+    vision_cache: Literal["off", "memory", "disk"] = field(
+        default="off",
+        metadata={
+            "help": "Keep the features of images across epochs, where tower and projector are frozen. memory: in each "
+            "process. disk: below data_dir (or output_dir), for all processes and later runs."
+        },
+    )
+    vision_cache_gib: float = field(
+        default=32.0, metadata={"help": "How much vision_cache keeps; what was not used the longest goes first."}
+    )
+    predict_with_generate: bool = field(
+        default=False,
+        metadata={"help": "Write answers at each evaluation and score them: eval_bleu_en ..., eval_finding_accuracy."},
+    )
+    predict_samples: int = field(
+        default=64, metadata={"help": "Validation chats that are answered, always the same; -1 for all."}
+    )
+    predict_max_new_tokens: int = field(default=256, metadata={"help": "Longest answer written, in tokens."})
+    lexicon: str | None = field(
+        default=None,
+        metadata={"help": "For finding accuracy: the name of a lexicon of the library (phantom), or a YAML file."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
     )
@@ -78,4 +107,25 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
         if self.dry_run and not torch.accelerator.is_available():
             self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
+        self._check_cache_and_predictions()
         super().__post_init__()
+
+    def _check_cache_and_predictions(self) -> None:
+        for key in ("assistant_only_loss", "completion_only_loss", "padding_free", "use_liger_kernel"):
+            if getattr(self, key):
+                raise InputError(f"{key}: leave it out; train_on says what is learned, and Mllama takes no other batch")
+        if self.vision_cache != "off" and self.vision_cache_gib <= 0:
+            raise InputError("vision_cache_gib: must be more than 0")
+        if self.predict_samples < 1 and self.predict_samples != -1:
+            raise InputError("predict_samples: must be at least 1, or -1 for all")
+        if self.predict_max_new_tokens < 1:
+            raise InputError("predict_max_new_tokens: must be at least 1")
+        if self.lexicon is not None and not self.predict_with_generate:
+            raise InputError("lexicon: is only used with predict_with_generate: true")
+        metric = str(self.metric_for_best_model or "").removeprefix("eval_")
+        if "finding_accuracy" in metric and self.lexicon is None:
+            raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true and a lexicon")
+        if metric.startswith("bleu") and not self.predict_with_generate:
+            raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true")
+        if metric == "perplexity" and self.greater_is_better is None:
+            self.greater_is_better = False

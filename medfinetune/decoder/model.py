@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     MllamaConfig,
@@ -14,9 +13,9 @@ from transformers import (
     MllamaImageProcessorPil,
     MllamaProcessor,
 )
-from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.cross_attention import use_exact_rows
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.errors import InputError, require_model_type, why_not_loaded
 
@@ -41,6 +40,10 @@ def load_decoder(
         if adapter.is_file():
             settings = json.loads(adapter.read_text(encoding="utf-8"))
             base = _load_model(settings["base_model_name_or_path"], settings.get("revision"), dtype)
+            beside = adapter.with_name("config.json")
+            if beside.is_file() and json.loads(beside.read_text(encoding="utf-8")).get("reference_attention_mask"):
+                base.config.reference_attention_mask = True
+                use_exact_rows(base, True)
             model: Any = PeftModel.from_pretrained(base, model_name_or_path)
         else:
             model = _load_model(model_name_or_path, model_revision, dtype)
@@ -63,34 +66,11 @@ def load_processor(model_name_or_path: str, model_revision: str | None = None) -
     return MllamaProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def skip_cross_attention_without_image(model: nn.Module) -> None:
-    """Lets a row without an image pass through a mixed batch as it passes alone; calling it again changes nothing.
-
-    Alone, such a row skips the cross-attention layers. Beside a row with an image, stock transformers lets it attend
-    to the empty slots that pad the batch, which changes its loss.
-
-    Args:
-        model: A Mllama, with or without adapters.
-    """
-    for layer in model.modules():
-        if isinstance(layer, MllamaCrossAttentionDecoderLayer) and not hasattr(layer, "_skips_rows_without_image"):
-            layer.register_forward_hook(_keep_rows_without_image, with_kwargs=True)
-            layer._skips_rows_without_image = True
-
-
-def _keep_rows_without_image(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-    sees_image = kwargs.get("full_text_row_masked_out_mask")  # (B, 1, T, 1), 1 where a token sees any tile
-    if sees_image is None:
-        return None
-    hidden_states = args[0] if args else kwargs["hidden_states"]
-    return torch.where(sees_image.any(dim=2), output, hidden_states)
-
-
 def _load_model(name: str, revision: str | None, dtype: str) -> MllamaForConditionalGeneration:
     model = MllamaForConditionalGeneration.from_pretrained(
         name, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
     )
-    skip_cross_attention_without_image(model)
+    use_exact_rows(model, getattr(model.config, "reference_attention_mask", False))
     use_fast_vision(model)
     return model
 

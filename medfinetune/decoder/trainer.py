@@ -1,16 +1,26 @@
 """TRL's supervised fine-tuning with the labels and masks that Mllama needs."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
 from torch import nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
+from medfinetune.decoder.model import lora_config
+from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.vision import use_fast_vision
+from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
+from medfinetune.distributed import gather_objects
+from medfinetune.errors import InputError
 from medfinetune.training import StopOnNonFiniteLoss
 
 
@@ -35,18 +45,25 @@ class MllamaSFTTrainer(SFTTrainer):
         Args:
             model: A `MllamaForConditionalGeneration`.
             args: The run's settings.
-            train_dataset: Rows with `images` and `messages` (as `load_chats` gives them).
+            train_dataset: Rows with `images` and `messages` (as `load_chats` gives them), or `prompt` and `completion`.
             eval_dataset: The same.
             processing_class: The `MllamaProcessor`; saved with every checkpoint.
             data_collator: A `MllamaCollator` where left out.
             **kwargs: As for `trl.SFTTrainer`.
         """
-        skip_cross_attention_without_image(model)
+        if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
+            raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
+        if args.reference_attention_mask:
+            model.config.reference_attention_mask = True
+        use_exact_rows(model, args.reference_attention_mask)
         use_fast_vision(model, args.fast_vision)
         if args.use_peft:
             kwargs.setdefault("peft_config", lora_config(args))
         elif args.freeze_vision:
             model.model.vision_model.requires_grad_(False)
+        # Else TRL tokenises chats without images itself, and holds whole-vocabulary scores of all tokens for metrics.
+        args.dataset_kwargs = (args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(dim=-1))
         super().__init__(
             model=model,
             args=args,
@@ -58,3 +75,61 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
+        self._set_up_vision_cache()
+        self._check_predictions()
+        self._scored: list[tuple[float, int]] = []
+
+    def _check_predictions(self) -> None:
+        """What is wrong with the answers to write is told before the first step."""
+        if self.args.predict_with_generate:
+            if self.eval_dataset is None:
+                raise InputError("predict_with_generate: there is no validation set; set eval_strategy and give one")
+            for rows in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                PredictionSample(rows, self.args)
+
+    def _set_up_vision_cache(self) -> None:
+        args = self.args
+        beside = args.data_dir if args.data_dir and Path(args.data_dir).is_dir() else args.output_dir
+        folder = Path(beside) / "cache" / "vision"
+        use_vision_cache(self.model, args.vision_cache, args.vision_cache_gib, folder, args.world_size)
+        if args.vision_cache != "off" and args.process_index == 0:
+            mllama, processor = mllama_inside(self.model), self.processing_class.image_processor
+            print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of."""
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if result[0] is not None:
+            num_tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
+            self._scored.append((result[0].item() * num_tokens, num_tokens))
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
+        self._scored = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        scored = [pair for part in gather_objects(self._scored) for pair in part]
+        num_tokens = sum(count for _, count in scored)
+        figures = {}
+        if num_tokens:
+            mean = sum(nll for nll, _ in scored) / num_tokens
+            figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
+        if self.args.predict_with_generate:
+            sample = PredictionSample(dataloader.dataset, self.args)
+            with self.compute_loss_context_manager():
+                figures |= sample.score(sample.predict(self.model, self.processing_class))
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.use_peft and self.args.reference_attention_mask:
+            # An adapter's folder has no config of the model; `load_decoder` reads the rule from this one.
+            self.model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)

@@ -1,14 +1,17 @@
 import math
 
+import datasets
 import pytest
 import torch
 
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.generation import perplexity
 from medfinetune.decoder.model import load_decoder
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.errors import InputError
+from tests.decoder.test_cross_attention import ROWS
 
 
 def config(tmp_path, **changes):
@@ -86,33 +89,73 @@ def test_loss_is_that_of_the_answers_alone(loaded, tmp_path):
     assert math.isclose(math.exp(measured), perplexity(model, processor, validation)["perplexity"], rel_tol=1e-4)
 
 
-def test_accumulation_equals_one_batch(loaded, tmp_path):
-    """4 x 2 = 1 x 8 although the rows' answers differ in length."""
-    _, processor, train, _ = loaded
+@pytest.mark.parametrize("reference_attention_mask", [False, True])
+def test_accumulation_equals_one_batch(loaded, tmp_path, reference_attention_mask):
+    """1 x 8 = 4 x 2 = 2 x 4 = 8 x 1 with unequal lengths, several turns, and 0, 1 and 2 images a row."""
+    _, processor, _, _ = loaded
+    path = str(processor.tokenizer.name_or_path)
+    features = {"id": datasets.Value("string"), "images": datasets.List(datasets.Image()), "messages": datasets.Json()}
+    rows = datasets.Dataset.from_list(ROWS, features=datasets.Features(features))
+    start = load_decoder(path)[0].state_dict()
     weights = []
-    for name, batch, steps in (("whole", 8, 1), ("accumulated", 2, 4)):
-        model, _ = load_decoder(str(processor.tokenizer.name_or_path))
+    for batch in (8, 2, 4, 1):
         args = config(
             tmp_path,
-            output_dir=str(tmp_path / name),
+            output_dir=str(tmp_path / str(batch)),
             per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
+            gradient_accumulation_steps=8 // batch,
+            reference_attention_mask=reference_attention_mask,
             optim="sgd",
+            learning_rate=0.1,
             max_steps=1,
             warmup_steps=0,
+            lr_scheduler_type="constant",
         )
-        trainer = MllamaSFTTrainer(model, args, train.select(range(8)), None, processor)
+        trainer = MllamaSFTTrainer(load_decoder(path)[0], args, rows, None, processor)
         trainer.train()
-        weights.append(model.lm_head.weight.detach().clone())
-        start = load_decoder(str(processor.tokenizer.name_or_path))[0].lm_head.weight
-        assert (weights[-1] - start).abs().max() > 1e-7
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-7)
+        moved = {name: tensor - start[name] for name, tensor in trainer.model.state_dict().items()}
+        weights.append(torch.cat([difference.flatten() for difference in moved.values()]))
+        assert weights[-1].norm() > 1e-2
+        assert (weights[-1] - weights[0]).norm() < 1e-4 * weights[0].norm()
+
+
+def test_reference_mask_is_saved_and_read_back(loaded, tmp_path):
+    _, processor, train, _ = loaded
+    path = str(processor.tokenizer.name_or_path)
+    for use_peft in (False, True):
+        args = config(tmp_path / str(use_peft), use_peft=use_peft, reference_attention_mask=True)
+        trainer = MllamaSFTTrainer(load_decoder(path)[0], args, train, None, processor)
+        trainer.save_model()
+        again = load_decoder(args.output_dir)[0]
+        assert mllama_inside(again).reference_attention_mask
+        scored = [perplexity(m, processor, ROWS)["perplexity"] for m in (trainer.model, again)]
+        assert math.isclose(*scored, rel_tol=1e-5)
+        use_exact_rows(again, False)
+        assert not math.isclose(perplexity(again, processor, ROWS)["perplexity"], scored[0], rel_tol=1e-5)
+    stock = load_decoder(path)[0]
+    assert not mllama_inside(stock).reference_attention_mask
+    with pytest.raises(InputError, match="reference_attention_mask: the model was trained with true"):
+        MllamaSFTTrainer(load_decoder(str(tmp_path / "False" / "run"))[0], config(tmp_path), train, None, processor)
+
+
+def test_chats_without_any_image_and_prompts_train(loaded, tmp_path):
+    model, processor, _, _ = loaded
+    for row in (
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Nothing."}]},
+        {"prompt": "What?", "completion": "Nothing."},
+    ):
+        rows = datasets.Dataset.from_list([row] * 4)
+        trainer = MllamaSFTTrainer(model, config(tmp_path), rows, None, processor)
+        assert trainer.train().training_loss > 0
+        assert "0 of 4 exceed" in trainer.data_collator.describe_cuts(rows)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"packing": True}, "packing: must be false"),
+        ({"assistant_only_loss": True}, "assistant_only_loss: leave it out; train_on says"),
+        ({"padding_free": True}, "padding_free: leave it out"),
         ({"max_length": None}, "max_length: give the largest"),
         ({"remove_unused_columns": True}, "remove_unused_columns: must be false"),
     ],
