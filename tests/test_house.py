@@ -26,7 +26,8 @@ TIERS = [
     {"encoder.config", "decoder.config"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"},
+    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"}
+    | {"decoder.head"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},
 ]

@@ -9,6 +9,7 @@ from trl import SFTTrainer
 
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.training import StopOnNonFiniteLoss
@@ -57,4 +58,5 @@ class MllamaSFTTrainer(SFTTrainer):
             or MllamaCollator(processing_class, args.max_length, args.train_on, args.date_string),
             **kwargs,
         )
+        score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(StopOnNonFiniteLoss())
