@@ -27,7 +27,7 @@ TIERS = [
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"}
-    | {"decoder.head"},
+    | {"decoder.head", "decoder.recompute", "decoder.sampler"},
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},
 ]

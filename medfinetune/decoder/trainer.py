@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
+import torch
 from torch import nn
 from trl import SFTTrainer
 
@@ -11,6 +12,8 @@ from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
+from medfinetune.decoder.sampler import has_images
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.training import StopOnNonFiniteLoss
 
@@ -59,4 +62,34 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs,
         )
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
+        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, train_dataset)))
         self.add_callback(StopOnNonFiniteLoss())
+
+
+def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any) -> int:
+    """How many text layers a run recomputes.
+
+    Args:
+        model: With or without adapters, what is frozen frozen.
+        args: The run's settings.
+        train_dataset: Rows with `images`; where none has one, stock stores nothing in the tower either.
+    """
+    num_layers = model.config.text_config.num_hidden_layers
+    if not args.activation_checkpointing or args.recompute == "none":
+        return 0
+    if args.recompute == "all":
+        return num_layers
+    stored = measure_stored_bytes(
+        model.config,
+        lora_config(args) if args.use_peft else None,
+        args.per_device_train_batch_size,
+        args.max_length,
+        int(has_images(train_dataset)),
+        getattr(torch, args.dtype),
+        args.bf16,
+    )
+    if args.recompute_memory_gib is not None:
+        return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
+    trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
+    saves_tower = args.fast_vision and not trains
+    return stored.num_recomputed(stored.of_stock if saves_tower else stored.peak(num_layers))
