@@ -72,6 +72,13 @@ class MllamaSFTConfig(SFTConfig):
             "left out, no more than stock TRL stores in the tower and the text together."
         },
     )
+    same_image_together: bool = field(
+        default=False,
+        metadata={
+            "help": "Bring questions about one image into one batch, where it is encoded once. Batches get less "
+            "varied. Where train_sampling_strategy is group_by_length, lengths count too."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
     )
@@ -90,6 +97,11 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError("packing: must be false; chats of one row would see the images of another")
         if self.max_length is None or self.max_length < 1:
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
+        if self.same_image_together and self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise InputError(
+                f"same_image_together: does not go with train_sampling_strategy: {self.train_sampling_strategy}; use "
+                "random or group_by_length"
+            )
         if self.recompute_memory_gib is not None and self.recompute_memory_gib <= 0:
             raise InputError("recompute_memory_gib: give GiB above 0, or leave it out")
         if self.dry_run and not torch.accelerator.is_available():
@@ -97,3 +109,5 @@ class MllamaSFTConfig(SFTConfig):
         super().__post_init__()
         if self.recompute == "all" and not self.activation_checkpointing:
             raise InputError("recompute: all does not go with activation_checkpointing: false; leave one of them out")
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from medfinetune.decoder.collator import MllamaCollator
@@ -13,7 +14,7 @@ from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
 from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
-from medfinetune.decoder.sampler import has_images
+from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.training import StopOnNonFiniteLoss
 
@@ -64,6 +65,21 @@ class MllamaSFTTrainer(SFTTrainer):
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, train_dataset)))
         self.add_callback(StopOnNonFiniteLoss())
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
+        """Transformers' own order, unless rows of like length or of one image are to come together."""
+        rows, args = self.train_dataset if train_dataset is None else train_dataset, self.args
+        by_length = args.train_sampling_strategy == "group_by_length"
+        if not (by_length or args.same_image_together) or isinstance(rows, datasets.IterableDataset):
+            return super()._get_train_sampler(train_dataset)
+        return BatchSampler(
+            len(rows),
+            args.per_device_train_batch_size,
+            identify_images(rows) if args.same_image_together else None,
+            measure_lengths(rows, self.data_collator) if by_length else None,
+            args.gradient_accumulation_steps * args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
+        )
 
 
 def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any) -> int:
