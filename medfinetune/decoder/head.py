@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from trl.trainer.utils import FusedCausalLMOutput
 
 from medfinetune.decoder.collator import IGNORED
 
-CHUNK_POSITIONS = 256
+CHUNK_POSITIONS = 128
+BYTES_A_SCORE = 14
+"""Scores in 16 bits and in 32, their log-softmax and its gradient, while a chunk is worked on."""
 
 
 def score_labels_only(model: nn.Module) -> None:
@@ -68,6 +69,9 @@ def _forward(
 ) -> Any:
     if not fused_lm_head:
         return model._forward_before_head(*args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+    # Here, so that the rest also serves where TRL is not installed.
+    from trl.trainer.utils import FusedCausalLMOutput
+
     hidden = model.model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     labelled = targets != IGNORED

@@ -24,6 +24,8 @@ from transformers.models.mllama.modeling_mllama import (
     MllamaTextModel,
 )
 
+from medfinetune.decoder.head import BYTES_A_SCORE, CHUNK_POSITIONS
+
 GIB = 2**30
 
 
@@ -35,11 +37,13 @@ class StoredBytes:
         layers: For each text layer, where it is not recomputed.
         layer_input: For each text layer, where it is.
         tower: Of stock's frozen tower, for all images of the batch; ours stores nothing.
+        head: That the head takes while it works on some positions, when all layers are stored.
     """
 
     layers: tuple[int, ...]
     layer_input: int
     tower: int
+    head: int = 0
 
     def peak(self, num_recomputed: int) -> int:
         """Bytes of the text layers when the first `num_recomputed` of them are recomputed."""
@@ -51,6 +55,11 @@ class StoredBytes:
     def of_stock(self) -> int:
         """Bytes that stock stores, with every text layer recomputed."""
         return self.tower + self.peak(len(self.layers))
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the text layers may store for the peak to be no higher than stock's, whose head takes little."""
+        return self.of_stock - self.head
 
     def num_recomputed(self, bound: int) -> int:
         """The fewest layers whose recomputing brings the text layers under `bound` bytes; all where none suffices."""
@@ -114,7 +123,9 @@ def measure_stored_bytes(
     cross, own = kinds[MllamaCrossAttentionDecoderLayer], kinds[MllamaSelfAttentionDecoderLayer]
     # Without an image, cross-attention layers are passed over.
     cross = cross if num_images else 0
-    return StoredBytes(tuple((cross if flag else own) + layer_input for flag in is_cross), layer_input, tower)
+    layers = tuple((cross if flag else own) + layer_input for flag in is_cross)
+    head = min(num_rows * num_tokens, CHUNK_POSITIONS) * config.text_config.vocab_size * BYTES_A_SCORE
+    return StoredBytes(layers, layer_input, tower, head)
 
 
 def saved_bytes(work: Any, without: list[Tensor]) -> int:

@@ -147,7 +147,7 @@ def has_images(rows: Any) -> bool:
 
 
 def _images_of(rows: Any) -> Iterator[Sequence[Any]]:
-    if isinstance(rows, datasets.Dataset):
+    if isinstance(rows, datasets.Dataset) and "images" in rows.column_names:
         rows = rows.select_columns(["images"]).cast_column("images", datasets.List(datasets.Image(decode=False)))
     return (row.get("images") or () for row in rows)
 

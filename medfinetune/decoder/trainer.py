@@ -108,4 +108,4 @@ def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any)
         return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
     trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
     saves_tower = args.fast_vision and not trains
-    return stored.num_recomputed(stored.of_stock if saves_tower else stored.peak(num_layers))
+    return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
