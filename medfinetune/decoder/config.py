@@ -87,6 +87,27 @@ class MllamaSFTConfig(SFTConfig):
         default=None,
         metadata={"help": "For finding accuracy: the name of a lexicon of the library (phantom), or a YAML file."},
     )
+    recompute: Literal["auto", "all", "none"] = field(
+        default="auto",
+        metadata={
+            "help": "Text layers that are recomputed in the backward to save memory. auto: as few as keep activations "
+            "under recompute_memory_gib. all. none. activation_checkpointing: false is the same as none."
+        },
+    )
+    recompute_memory_gib: float | None = field(
+        default=None,
+        metadata={
+            "help": "GiB per process that recompute: auto lets a batch of the longest rows store in the text layers; "
+            "left out, no more than stock TRL stores in the tower and the text together."
+        },
+    )
+    same_image_together: bool = field(
+        default=False,
+        metadata={
+            "help": "Bring questions about one image into one batch, where it is encoded once. Batches get less "
+            "varied. Where train_sampling_strategy is group_by_length, lengths count too."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
     )
@@ -105,10 +126,21 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError("packing: must be false; chats of one row would see the images of another")
         if self.max_length is None or self.max_length < 1:
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
+        if self.same_image_together and self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise InputError(
+                f"same_image_together: does not go with train_sampling_strategy: {self.train_sampling_strategy}; use "
+                "random or group_by_length"
+            )
+        if self.recompute_memory_gib is not None and self.recompute_memory_gib <= 0:
+            raise InputError("recompute_memory_gib: give GiB above 0, or leave it out")
         if self.dry_run and not torch.accelerator.is_available():
             self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         self._check_cache_and_predictions()
         super().__post_init__()
+        if self.recompute == "all" and not self.activation_checkpointing:
+            raise InputError("recompute: all does not go with activation_checkpointing: false; leave one of them out")
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to
 
     def _check_cache_and_predictions(self) -> None:
         for key in ("assistant_only_loss", "completion_only_loss", "padding_free", "use_liger_kernel"):
