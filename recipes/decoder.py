@@ -8,7 +8,7 @@ from pathlib import Path
 from medfinetune.data.audit import audit
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import describe_parameters, load_decoder
+from medfinetune.decoder.model import describe_parameters, load_decoder, quantization_config
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.demo import start_default
 from medfinetune.parser import parse, run, save_config
@@ -27,7 +27,7 @@ def main() -> None:
     if args.dry_run:
         print(describe_parameters(args))
         return
-    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype)
+    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype, quantization_config(args))
     if args.process_index == 0:
         save_config(args, Path(args.output_dir) / "config.yaml")
     trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor)
