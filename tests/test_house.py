@@ -26,7 +26,16 @@ TIERS = [
     {"encoder.config", "decoder.config"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"},
+    | {
+        "decoder.collator",
+        "decoder.model",
+        "decoder.generation",
+        "decoder.vision",
+        "decoder.rows",
+        "decoder.merge",
+        "tiny",
+        "training",
+    },
     {"evaluation", "demo"},
     {"encoder.trainer", "decoder.trainer"},
 ]

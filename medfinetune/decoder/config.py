@@ -133,5 +133,5 @@ class MllamaSFTConfig(SFTConfig):
         kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
         if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             raise InputError(
-                "activation_checkpointing_kwargs: use_reentrant must be false; the image's features would get no gradient"
+                "activation_checkpointing_kwargs: use_reentrant must be false; image features would get no gradient"
             )
