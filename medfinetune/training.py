@@ -95,7 +95,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     last = last_whole_checkpoint(output_dir)
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
-        if last is not None:
+        if list(output_dir.glob("checkpoint-*")):
             raise InputError(
                 f"output_dir: {output_dir} holds checkpoints of an earlier run; continue it with "
                 "--resume_from_checkpoint true, or name another output_dir"
@@ -103,7 +103,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
         return None
     if str(wanted).lower() in ("true", "last"):
         if last is None:
-            raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint")
+            raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint that is whole")
         return last
     if not Path(wanted).is_dir():
         raise InputError(f"resume_from_checkpoint: {wanted}: no such folder")
