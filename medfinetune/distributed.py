@@ -1,10 +1,17 @@
 """Rank, world size and sums over processes: the only place that talks to `torch.distributed`."""
 
+import importlib.util
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
+
+from medfinetune.errors import InputError
 
 
 def world_size() -> int:
@@ -55,3 +62,34 @@ def gather_objects(item: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(items, item)
     return items
+
+
+def check_deepspeed(config: str | dict[str, Any], without_library: bool = False) -> None:
+    """Says plainly what is wrong with the key `deepspeed` of a run.
+
+    Args:
+        config: The path of a JSON file, or what such a file holds.
+        without_library: Whether DeepSpeed itself may be missing.
+
+    Raises:
+        InputError: The file is missing or holds no JSON object, or DeepSpeed is not installed.
+    """
+    if isinstance(config, str):
+        if not Path(config).is_file():
+            raise InputError(f"deepspeed: {config}: no such file; those of medfinetune are in ds_configs/")
+        try:
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"deepspeed: {config}: is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError("deepspeed: must hold a JSON object")
+    if not without_library and importlib.util.find_spec("deepspeed") is None:
+        raise InputError("deepspeed: is not installed; install it with: pip install 'medfinetune[deepspeed]'")
+
+
+def join_deepspeed_on_cpu() -> None:
+    """Joins the processes of a DeepSpeed run where there is no accelerator; before `TrainingArguments` are made."""
+    # DeepSpeed would look for a GPU, and accelerate takes a state for DeepSpeed's only by this name.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")

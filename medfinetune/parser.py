@@ -137,7 +137,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+            # From a process that loads data it comes with that process's traceback above it.
+            message = str(error).strip().splitlines()[-1].removeprefix("medfinetune.errors.InputError: ")
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was saved so far is kept", file=sys.stderr)

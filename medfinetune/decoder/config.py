@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 from trl import SFTConfig
 
+from medfinetune.distributed import check_deepspeed, join_deepspeed_on_cpu
 from medfinetune.errors import InputError
 
 TEXT_LAYERS = r".*language_model.*\.(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|o_proj)"
 """Attention of the text layers only: plain names such as `q_proj` land in the vision tower too."""
+CROSS_ATTENTION_LAYERS = TEXT_LAYERS.replace("(self_attn|cross_attn)", "cross_attn")
 
 
 @dataclass
@@ -48,8 +50,29 @@ class MllamaSFTConfig(SFTConfig):
     lora_target_modules: str = field(
         default=TEXT_LAYERS, metadata={"help": "Regular expression of the modules that get an adapter."}
     )
-    freeze_vision: bool = field(
-        default=True, metadata={"help": "Leave the vision tower as it is (the projector still trains)."}
+    lora_use_dora: bool = field(default=False, metadata={"help": "Learn the size of each weight's columns too (DoRA)."})
+    lora_use_rslora: bool = field(
+        default=False, metadata={"help": "Scale adapters by alpha over the root of the rank (rsLoRA)."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the frozen weights in 4 bits; needs use_peft."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Keep the frozen weights in 8 bits; needs use_peft."})
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(
+        default="nf4", metadata={"help": "The 16 values that 4 bits stand for."}
+    )
+    bnb_4bit_use_double_quant: bool = field(
+        default=True, metadata={"help": "Quantise the scales of the 4-bit blocks too: 0.4 bits less a weight."}
+    )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "Write the model with its adapter merged in, checked, into merged/ below output_dir."},
+    )
+    freeze_vision: bool = field(default=True, metadata={"help": "Leave the vision tower as it is."})
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Leave the projector from the tower to the text layers as it is."}
+    )
+    train_cross_attention_only: bool = field(
+        default=False,
+        metadata={"help": "Train the text model's cross-attention layers alone (with use_peft: adapters in them)."},
     )
     fast_vision: bool = field(
         default=True,
@@ -133,10 +156,21 @@ class MllamaSFTConfig(SFTConfig):
             )
         if self.recompute_memory_gib is not None and self.recompute_memory_gib <= 0:
             raise InputError("recompute_memory_gib: give GiB above 0, or leave it out")
-        if self.dry_run and not torch.accelerator.is_available():
-            self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         self._check_cache_and_predictions()
+        self._check_what_trains()
+        deepspeed = self.deepspeed
+        if deepspeed:
+            check_deepspeed(deepspeed, self.dry_run)
+        no_accelerator = not torch.accelerator.is_available()
+        if self.dry_run:
+            self.deepspeed = None  # counting needs no DeepSpeed
+            self.use_cpu = self.use_cpu or no_accelerator  # or a 16-bit recipe could only be checked where it can run
+        elif deepspeed and no_accelerator:
+            # DeepSpeed takes no `use_cpu`: its processes are joined first, and the Trainer must not join them again.
+            join_deepspeed_on_cpu()
+            self.use_cpu, self.accelerator_config = False, {"use_configured_state": True}
         super().__post_init__()
+        self.deepspeed = deepspeed
         if self.recompute == "all" and not self.activation_checkpointing:
             raise InputError("recompute: all does not go with activation_checkpointing: false; leave one of them out")
         if self.use_cpu or not torch.accelerator.is_available():
@@ -161,3 +195,25 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true")
         if metric == "perplexity" and self.greater_is_better is None:
             self.greater_is_better = False
+
+    def _check_what_trains(self) -> None:
+        bits = [key for key in ("load_in_4bit", "load_in_8bit") if getattr(self, key)]
+        if len(bits) == 2:
+            raise InputError("load_in_4bit: is true, and so is load_in_8bit; choose one")
+        for key in bits:
+            if not self.use_peft:
+                raise InputError(f"{key}: quantised weights do not train; set use_peft: true")
+            if self.deepspeed:
+                raise InputError(f"{key}: does not go with deepspeed; train without one of the two")
+        if self.merge_adapter and not self.use_peft:
+            raise InputError("merge_adapter: there is no adapter to merge; set use_peft: true")
+        if self.train_cross_attention_only:
+            if not self.freeze_vision:
+                raise InputError("train_cross_attention_only: freezes the vision tower, but freeze_vision is false")
+            if self.lora_target_modules != TEXT_LAYERS:
+                raise InputError("train_cross_attention_only: gives the adapters their place; drop lora_target_modules")
+        kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            raise InputError(
+                "activation_checkpointing_kwargs: use_reentrant must be false; image features would get no gradient"
+            )

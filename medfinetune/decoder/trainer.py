@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
@@ -17,15 +17,16 @@ from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
-from medfinetune.decoder.model import lora_config
+from medfinetune.decoder.model import freeze, lora_config, save_under_stock_names
 from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
+from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
-from medfinetune.training import StopOnNonFiniteLoss
+from medfinetune.training import StopOnNonFiniteLoss, saving_to, where_to_go_on
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -54,6 +55,9 @@ class MllamaSFTTrainer(SFTTrainer):
             processing_class: The `MllamaProcessor`; saved with every checkpoint.
             data_collator: A `MllamaCollator` where left out.
             **kwargs: As for `trl.SFTTrainer`.
+
+        Raises:
+            InputError: `lora_target_modules` names no module.
         """
         if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
             raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
@@ -61,10 +65,11 @@ class MllamaSFTTrainer(SFTTrainer):
             model.config.reference_attention_mask = True
         use_exact_rows(model, args.reference_attention_mask)
         use_fast_vision(model, args.fast_vision)
+        save_under_stock_names(model)
         if args.use_peft:
-            kwargs.setdefault("peft_config", lora_config(args))
-        elif args.freeze_vision:
-            model.model.vision_model.requires_grad_(False)
+            kwargs.setdefault("peft_config", lora_config(args, model))
+        else:
+            freeze(model, args)
         # Else TRL tokenises chats without images itself, and holds whole-vocabulary scores of all tokens for metrics.
         args.dataset_kwargs = (args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(dim=-1))
@@ -78,6 +83,10 @@ class MllamaSFTTrainer(SFTTrainer):
             or MllamaCollator(processing_class, args.max_length, args.train_on, args.date_string),
             **kwargs,
         )
+        self._ids: list[str] = []
+        # TRL asks for reentrant checkpointing under PEFT and ZeRO-3, where the image's features would get no gradient.
+        without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, train_dataset)))
         self.add_callback(StopOnNonFiniteLoss())
@@ -155,6 +164,47 @@ class MllamaSFTTrainer(SFTTrainer):
             args.seed if args.data_seed is None else args.data_seed,
         )
 
+    def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
+        collator = self.data_collator
+        # Samplers look at the dataset's columns, which only the dataset itself has.
+        sampler = (lambda _: sampler_fn(dataset)) if sampler_fn is not None else None
+        try:
+            self.data_collator = NamedBatches(collator)
+            return super()._get_dataloader(ReadableRows(dataset), *args, sampler_fn=sampler, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(super()._prepare_inputs(inputs))
+        self._ids = inputs.pop("ids", [])
+        if self.args.world_size > 1:
+            inputs = with_empty_image(inputs, self.model.config)
+        return inputs
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in TRL.
+
+        Raises:
+            InputError: The first batch has no token to learn from, or memory runs out.
+        """
+        if not self.state.global_step and num_items_in_batch is not None and not int(num_items_in_batch):
+            raise InputError(
+                f"{self.args.data_dir}: the first batch has no token to learn from ({', '.join(inputs.get('ids', []))}"
+                "); are the assistant's turns empty?"
+            )
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"step {self.state.global_step}: out of memory; the longest row of the batch is "
+                f"{describe_longest(inputs, self._ids)}. {_what_saves_memory(self.args)}. "
+                f"{where_to_go_on(self.args.output_dir)}"
+            ) from error
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with saving_to(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
 
 def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any) -> int:
     """How many text layers a run recomputes.
@@ -183,3 +233,17 @@ def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any)
     trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
     saves_tower = args.fast_vision and not trains
     return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
+
+
+def _what_saves_memory(args: MllamaSFTConfig) -> str:
+    ways = []
+    if args.per_device_train_batch_size > 1:
+        ways.append("per_device_train_batch_size: 1 (and gradient_accumulation_steps as many times larger)")
+    if not args.activation_checkpointing:
+        ways.append("activation_checkpointing: true")
+    if not args.use_peft:
+        ways.append("use_peft: true")
+    elif not (args.load_in_4bit or args.deepspeed):
+        ways.append("load_in_4bit: true")
+    ways.append(f"a max_length below {args.max_length}")
+    return f"Try, in this order: {'; '.join(ways)}"

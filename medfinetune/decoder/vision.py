@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama.modeling_mllama import MllamaVisionAttention, MllamaVisionModel
 
+from medfinetune.distributed import sum_over_processes, world_size
+
 _PAD_TO = 8
 """Stock pads each tile's tokens with zeros to a multiple of this."""
 
@@ -114,10 +116,29 @@ def _encode_images(
         num_tiles = aspect_ratio_mask.reshape(len(images), -1).sum(dim=1).tolist()
         firsts, places = _distinct(images, ratio_ids, num_tiles)
         features: dict[int, Tensor] = {}
-        for count in sorted({num_tiles[i] for i in firsts}):
+        unneeded: Tensor | float = 0.0
+        for count in _counts_of_all({num_tiles[i] for i in firsts}, tower, images):
             rows = [i for i in firsts if num_tiles[i] == count]
-            features |= zip(rows, _encode(tower, images[rows], ratio_ids[rows], count), strict=True)
-        return BaseModelOutput(last_hidden_state=torch.stack([features[i] for i in places]).unflatten(0, shape))
+            if rows:
+                features |= zip(rows, _encode(tower, images[rows], ratio_ids[rows], count), strict=True)
+            else:
+                # In the graph, if there is one: the backward too runs equally often in all processes.
+                unneeded = unneeded + 0 * _encode(tower, torch.zeros_like(images[:1]), 0 * ratio_ids[:1], count).sum()
+        together = torch.stack([features[i] for i in places]) + unneeded
+        return BaseModelOutput(last_hidden_state=together.unflatten(0, shape))
+
+
+def _counts_of_all(counts: set[int], tower: nn.Module, images: Tensor) -> list[int]:
+    """The numbers of tiles that images have, in all processes where weights are shared out among them.
+
+    Under ZeRO-3 each call of a module brings its weights from all processes: one that called a layer less often than
+    the others would let them wait for ever.
+    """
+    if world_size() == 1 or not all(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        return sorted(counts)
+    present = torch.zeros(images.shape[1] + 1, device=images.device)
+    present[list(counts)] = 1
+    return sum_over_processes(present).nonzero().flatten().tolist()
 
 
 def _distinct(images: Tensor, ratio_ids: Tensor, num_tiles: list[int]) -> tuple[list[int], list[int]]:
