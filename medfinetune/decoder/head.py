@@ -23,7 +23,6 @@ def score_labels_only(model: nn.Module) -> None:
     Args:
         model: A `MllamaForConditionalGeneration` without adapters around it, to which TRL has added its head.
     """
-    model._forward_before_head = model.forward
     model.forward = MethodType(_forward, model)
 
 
@@ -68,7 +67,7 @@ def _forward(
     **kwargs: Any,
 ) -> Any:
     if not fused_lm_head:
-        return model._forward_before_head(*args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+        return type(model).forward(model, *args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
     # Here, so that the rest also serves where TRL is not installed.
     from trl.trainer.utils import FusedCausalLMOutput
 

@@ -28,11 +28,11 @@ class ReadableRows(torch.utils.data.Dataset):
         Args:
             rows: A dataset with `id` and `images`, which are decoded at each access.
         """
-        self._rows = rows
+        self.rows = rows
         self._told: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """
@@ -40,9 +40,9 @@ class ReadableRows(torch.utils.data.Dataset):
             InputError: Neither this row's image nor those of the next rows open.
         """
         for place in range(number, number + _NUM_TRIES):
-            place %= len(self._rows)
+            place %= len(self.rows)
             try:
-                return self._rows[place]
+                return self.rows[place]
             except _UNREADABLE as error:
                 problem = f"chat {self._id(place)}: its image no longer opens ({' '.join(str(error).split())[:150]})"
             if place not in self._told:
@@ -51,17 +51,17 @@ class ReadableRows(torch.utils.data.Dataset):
         raise InputError(f"{problem}, nor do those of {_NUM_TRIES - 1} rows before it; is the data folder still there?")
 
     def _id(self, place: int) -> str:
-        return str(self._rows.select_columns(["id"])[place]["id"])
+        return str(self.rows.select_columns(["id"])[place]["id"])
 
 
 class NamedBatches:
     """A collator whose batches also say, under `ids`, which rows they are made of."""
 
     def __init__(self, collator: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]):
-        self._collator = collator
+        self.collator = collator
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
+        return {**self.collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
 
 
 def with_empty_image(batch: dict[str, Any], config: MllamaConfig) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def measure_lengths(rows: Any, collator: MllamaCollator) -> list[int]:
     if isinstance(rows, datasets.Dataset):
         if "length" in rows.column_names:
             return list(rows["length"])
-        rows = rows.select_columns([name for name in ("id", "messages") if name in rows.column_names])
+        rows = rows.remove_columns([name for name in ("image", "images") if name in rows.column_names])
     without_images = ({name: value for name, value in row.items() if name != "images"} for row in rows)
     progress = tqdm(without_images, desc="measuring chats", unit="chat", total=len(rows))
     return [len(collator.encode(row).input_ids) for row in progress]

@@ -137,7 +137,7 @@ class MllamaSFTTrainer(SFTTrainer):
             mean = sum(nll for nll, _ in scored) / num_tokens
             figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
         if self.args.predict_with_generate:
-            sample = PredictionSample(dataloader.dataset, self.args)
+            sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
             with self.compute_loss_context_manager():
                 figures |= sample.score(sample.predict(self.model, self.processing_class))
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
@@ -159,7 +159,7 @@ class MllamaSFTTrainer(SFTTrainer):
             len(rows),
             args.per_device_train_batch_size,
             identify_images(rows) if args.same_image_together else None,
-            measure_lengths(rows, self.data_collator) if by_length else None,
+            measure_lengths(rows, getattr(self.data_collator, "collator", self.data_collator)) if by_length else None,
             args.gradient_accumulation_steps * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
         )
