@@ -45,3 +45,10 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def leave() -> None:
+    """Ends the work together, where there was any: a process that just exits may let the others abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -11,6 +11,7 @@ from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.model import describe_parameters, load_decoder
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.demo import start_default
+from medfinetune.distributed import leave
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -35,6 +36,7 @@ def main() -> None:
         print(trainer.data_collator.describe_cuts(chats))
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
+    leave()
 
 
 if __name__ == "__main__":
