@@ -14,6 +14,7 @@ from medfinetune.decoder.merge import merge_adapter
 from medfinetune.decoder.model import describe_parameters, load_decoder, quantization_config
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.demo import start_default
+from medfinetune.distributed import leave
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -44,6 +45,7 @@ def train(args: MllamaSFTConfig, chats: Dataset, validation_chats: Dataset | Non
         print(trainer.data_collator.describe_cuts(chats))
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
+    leave()
 
 
 if __name__ == "__main__":

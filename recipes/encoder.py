@@ -9,6 +9,7 @@ from pathlib import Path
 from medfinetune.data.audit import audit
 from medfinetune.data.load import load_pairs
 from medfinetune.demo import start_default
+from medfinetune.distributed import leave
 from medfinetune.encoder.adapter import save_merged_copies
 from medfinetune.encoder.augment import augment_pairs
 from medfinetune.encoder.cache import PairCache
@@ -45,6 +46,7 @@ def main() -> None:
     finish(trainer, args)
     sweep_wise_ft(trainer, args)
     save_merged_copies(trainer, args)
+    leave()
 
 
 if __name__ == "__main__":
