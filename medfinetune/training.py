@@ -12,7 +12,11 @@ import datasets
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from medfinetune.distributed import leave
 from medfinetune.errors import InputError, require_folder
+
+# torch.save writes through a stream that only says that it failed.
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "file write failed")
 
 
 class StopOnNonFiniteLoss(TrainerCallback):
@@ -69,8 +73,7 @@ def saving_to(output_dir: str | Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = " ".join(str(error).split())
-        # torch writes through a stream that only says that it failed.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in cause and "write" not in cause:
+        if isinstance(error, RuntimeError) and not any(words in cause for words in _TORCH_CANNOT_WRITE):
             raise
         existing = next(p for p in (Path(output_dir), *Path(output_dir).resolve().parents) if p.exists())
         free = shutil.disk_usage(existing).free / 1e9
@@ -152,9 +155,10 @@ def describe_run(args: TrainingArguments, num_rows: int, num_validation: int) ->
 
 
 def finish(trainer: Trainer, args: TrainingArguments) -> None:
-    """Saves the model, its processor, the history and the resolved configuration into `output_dir`."""
+    """Saves the model, its processor, the history and the resolved configuration; processes part afterwards."""
     with saving_to(args.output_dir):
         trainer.save_model()
         trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"saved to {args.output_dir}: the model, its processor, trainer_state.json and config.yaml")
+    leave()
