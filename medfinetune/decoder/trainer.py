@@ -10,7 +10,7 @@ from trl import SFTTrainer
 
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import freeze, lora_config, save_under_stock_names, skip_cross_attention_without_image
+from medfinetune.decoder.model import freeze, keep_stock_names, lora_config, skip_cross_attention_without_image
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.errors import InputError
@@ -49,7 +49,7 @@ class MllamaSFTTrainer(SFTTrainer):
         """
         skip_cross_attention_without_image(model)
         use_fast_vision(model, args.fast_vision)
-        save_under_stock_names(model)
+        keep_stock_names(model)
         if args.use_peft:
             kwargs.setdefault("peft_config", lora_config(args, model))
         else:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import MllamaForConditionalGeneration, TrainerCallback
 
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.collator import IGNORED, MllamaCollator
@@ -82,6 +82,7 @@ def test_cross_attention_alone(loaded, tmp_path, use_peft):
         assert "1,744,898,064 of" in describe_parameters(args)  # the 8 layers of the 11B shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_text_layers_train_adapters(loaded, tmp_path, tiny_mllama, bits):
     bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -113,6 +114,26 @@ def test_quantisation_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"load_in_4bit: needs bitsandbytes; install it with: pip install"):
         quantization_config(args)
+
+
+@pytest.mark.parametrize("how", ["one file", "shards", "adapter"])
+def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, monkeypatch):
+    """Stock's Trainer finds none of the file's names in the model, and goes on with the weights of the start."""
+    _, processor, train, _ = loaded
+    if how == "shards":
+        save = MllamaForConditionalGeneration.save_pretrained
+        monkeypatch.setattr(
+            MllamaForConditionalGeneration, "save_pretrained", lambda *a, **k: save(*a, **k, max_shard_size="500KB")
+        )
+    runs = {}
+    for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
+        model, _ = load_decoder(str(tiny_mllama))
+        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, use_peft=how == "adapter")
+        trainer = MllamaSFTTrainer(model, args, train, None, processor)
+        trainer.train(resume_from_checkpoint=resume)
+        runs[name] = [p.detach().clone() for p in trainer.model.parameters()]
+    assert (tmp_path / "whole" / "checkpoint-2" / "model.safetensors.index.json").is_file() == (how == "shards")
+    torch.testing.assert_close(runs["resumed"], runs["whole"], rtol=0, atol=0)
 
 
 def test_a_pattern_that_matches_nothing(loaded, tmp_path):
