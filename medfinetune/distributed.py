@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
@@ -64,31 +63,48 @@ def gather_objects(item: Any) -> list[Any]:
     return items
 
 
-def check_deepspeed(config: str | dict[str, Any], without_library: bool = False) -> None:
+def leave() -> None:
+    """Ends the work together, where there was any: a process that just exits may let the others abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def check_deepspeed(config: str | dict[str, Any], dry_run: bool = False) -> None:
     """Says plainly what is wrong with the key `deepspeed` of a run.
 
     Args:
         config: The path of a JSON file, or what such a file holds.
-        without_library: Whether DeepSpeed itself may be missing.
+        dry_run: Whether nothing is to be trained, so that DeepSpeed itself may be missing.
 
     Raises:
-        InputError: The file is missing or holds no JSON object, or DeepSpeed is not installed.
+        InputError: The file is missing or holds no JSON object, DeepSpeed is not installed, or the run was started
+            without a launcher.
     """
     if isinstance(config, str):
-        if not Path(config).is_file():
-            raise InputError(f"deepspeed: {config}: no such file; those of medfinetune are in ds_configs/")
+        path = Path(config)
+        if not path.is_file():
+            raise InputError(f"deepspeed: {path}: no such file; those of medfinetune are in ds_configs/")
         try:
-            config = json.loads(Path(config).read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"deepspeed: {config}: is no JSON: {error}") from error
+            raise InputError(f"deepspeed: {path}: is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise InputError("deepspeed: must hold a JSON object")
-    if not without_library and importlib.util.find_spec("deepspeed") is None:
+    if dry_run:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
         raise InputError("deepspeed: is not installed; install it with: pip install 'medfinetune[deepspeed]'")
+    if "RANK" not in os.environ:
+        raise InputError(
+            "deepspeed: needs a launcher that joins processes, such as accelerate launch --multi_gpu --num_processes 2"
+        )
 
 
 def join_deepspeed_on_cpu() -> None:
     """Joins the processes of a DeepSpeed run where there is no accelerator; before `TrainingArguments` are made."""
+    from accelerate import PartialState  # only here: the rest of this module needs torch alone
+
     # DeepSpeed would look for a GPU, and accelerate takes a state for DeepSpeed's only by this name.
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from tqdm import tqdm
 
 from medfinetune.errors import InputError
 
@@ -139,7 +140,8 @@ def run(main: Callable[[], None]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             # From a process that loads data it comes with that process's traceback above it.
             message = str(error).strip().splitlines()[-1].removeprefix("medfinetune.errors.InputError: ")
-            print(f"error: {message}", file=sys.stderr)
+            open_bar = "\n" if getattr(tqdm, "_instances", None) else ""  # a progress bar leaves its line unfinished
+            print(f"{open_bar}error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was saved so far is kept", file=sys.stderr)

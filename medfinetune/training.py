@@ -14,6 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from medfinetune.errors import InputError, require_folder
 
+# torch.save writes through a stream that only says that it failed.
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "file write failed")
+
 
 class StopOnNonFiniteLoss(TrainerCallback):
     """Ends the run at the first logged loss that is nan or infinite."""
@@ -69,8 +72,7 @@ def saving_to(output_dir: str | Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = " ".join(str(error).split())
-        # torch writes through a stream that only says that it failed.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in cause and "write" not in cause:
+        if isinstance(error, RuntimeError) and not any(words in cause for words in _TORCH_CANNOT_WRITE):
             raise
         existing = next(p for p in (Path(output_dir), *Path(output_dir).resolve().parents) if p.exists())
         free = shutil.disk_usage(existing).free / 1e9

@@ -26,6 +26,8 @@ except ValueError as error:
     assert "the processes hold [2, 3] rows" in str(error)
 else:
     raise AssertionError("different numbers of rows were gathered")
+leave()
+assert world_size() == 1
 print("done")
 leave()
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -24,6 +24,14 @@ from medfinetune.decoder.config import CROSS_ATTENTION_LAYERS, MllamaSFTConfig
 from medfinetune.decoder.cross_attention import use_exact_rows
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.errors import InputError, require_model_type, why_not_loaded
+
+_OWN_NAMES = {
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.language_model.",
+    "vision_model.": "model.vision_model.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+"""How names in a published checkpoint begin, and how the module's own begin."""
 
 
 def load_decoder(
@@ -164,11 +172,24 @@ def quantization_config(args: MllamaSFTConfig) -> BitsAndBytesConfig | None:
     )
 
 
-def save_under_stock_names(model: nn.Module) -> None:
-    """Lets a model that was loaded under ZeRO-3 be saved with the names of the checkpoint it came from.
+def keep_stock_names(model: nn.Module) -> None:
+    """Lets checkpoints carry the names of the published one, and be read back under them; may be called again.
 
-    There, transformers keeps every renaming that it knows for later saving, not only those that were needed, and
-    writes `language_model.model.model.layers`. Without its note it takes the published names.
+    Under ZeRO-3 transformers keeps every renaming that it knows for later saving, not only those that were needed when
+    it loaded, and writes `language_model.model.model.layers`. Without its note it takes the published names. And when
+    a run is resumed, the Trainer looks for the module's own names in the file, finds none, and goes on with what was
+    loaded at the start.
     """
     if is_deepspeed_zero3_enabled():
         model._weight_conversions = None
+    if not hasattr(model, "_reads_stock_names"):
+        model.register_load_state_dict_pre_hook(_own_names)
+        model._reads_stock_names = True
+
+
+def _own_names(model: nn.Module, state_dict: dict[str, Tensor], *_: Any) -> None:
+    for name in list(state_dict):
+        for stock, own in _OWN_NAMES.items():
+            if name.startswith(stock):
+                state_dict[own + name.removeprefix(stock)] = state_dict.pop(name)
+                break

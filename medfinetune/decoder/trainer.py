@@ -17,7 +17,7 @@ from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
-from medfinetune.decoder.model import freeze, lora_config, save_under_stock_names
+from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
@@ -65,7 +65,7 @@ class MllamaSFTTrainer(SFTTrainer):
             model.config.reference_attention_mask = True
         use_exact_rows(model, args.reference_attention_mask)
         use_fast_vision(model, args.fast_vision)
-        save_under_stock_names(model)
+        keep_stock_names(model)
         if args.use_peft:
             kwargs.setdefault("peft_config", lora_config(args, model))
         else:

@@ -64,6 +64,7 @@ def recipe(tiny_mllama, phantom_dir, tmp_path_factory):
         "max_grad_norm": 0.5,  # at work: these models' gradients have norms of 1 to 4
         "bf16": False,
         "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "train_sampling_strategy": "sequential",
         "eval_strategy": "no",
         "save_steps": NUM_STEPS // 2,
@@ -154,6 +155,12 @@ for folder in sys.argv[1:]:
     _, info = MllamaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), (folder, info)
 """
+
+
+def test_checkpointing_stays_non_reentrant(trained):
+    """TRL turns the other way on under PEFT and ZeRO-3."""
+    args = torch.load(trained("lora_zero3") / "training_args.bin", weights_only=False)
+    assert args.activation_checkpointing_kwargs == {"use_reentrant": False}
 
 
 def test_a_fresh_process_loads_what_was_saved(trained, alone, tiny_mllama):
