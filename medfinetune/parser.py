@@ -171,11 +171,16 @@ def _has_no_default(field: dataclasses.Field) -> bool:
 
 
 def _from_command_line(value: str | list[str], hint: Any) -> Any:
-    """A command-line word means what it would mean in the YAML file, but text is never taken for a number."""
+    """A command-line word means what it would mean in the YAML file, but text is never taken for a number.
+
+    `null` unsets a key.
+    """
     if isinstance(value, list):
         return [_from_command_line(item, (typing.get_args(hint) or (hint,))[0]) for item in value]
-    if hint is str or set(typing.get_args(hint)) == {str, type(None)}:
+    if hint is str:
         return value
+    if set(typing.get_args(hint)) == {str, type(None)}:
+        return None if value == "null" else value
     try:
         return yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:

@@ -23,13 +23,14 @@ YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
 TIERS = [
     {"errors"},
     {"distributed", "parser", "data", "encoder.text"},
-    {"encoder.config", "decoder.config"},
+    {"encoder.config", "decoder.config", "encoder.parameter_groups"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels"}
+    | {"encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training"}
     | {"decoder.head", "decoder.recompute", "decoder.sampler"},
     {"evaluation", "demo"},
-    {"encoder.trainer", "decoder.trainer"},
+    {"encoder.trainer", "encoder.wise_ft", "decoder.trainer"},
 ]
 
 
@@ -73,13 +74,23 @@ def test_imports_go_one_way():
 def test_every_recipe_is_valid(path):
     text = path.read_text(encoding="utf-8")
     kind = path.parent.name
-    launcher = "accelerate launch" if kind in ("encoder", "decoder") else "python"
+    launcher = "python"
+    if kind in ("encoder", "decoder"):
+        gpus = re.search(r"_(\d)gpu\.yaml$", path.name)
+        launcher = f"accelerate launch --multi_gpu --num_processes {gpus[1]}" if gpus else "accelerate launch"
     assert text.startswith(f"# {launcher} recipes/{kind}.py --config recipes/{kind}/{path.name}")
     without_gpu = ["--dry_run"] if kind in ("encoder", "decoder") else []
     config = parse(CONFIGS[kind], "", argv=["--config", str(path), *without_gpu])
     for key, value in yaml.safe_load(text).items():
         resolved = getattr(config, key)
         assert getattr(resolved, "value", resolved) == value, key
+
+
+def test_every_training_recipe_says_what_memory_it_takes():
+    for path in YAMLS:
+        if path.parent.name == "encoder" and path.stem != "demo":
+            head = " ".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+            assert re.search(r"Memory \(counted, not measured.*\d GB", head), path
 
 
 def documented_commands():
