@@ -92,6 +92,9 @@ def _forward(
         cross_attention_mask, sees = additive_mask(
             cross_attention_mask, shown, mllama.vision_model.num_patches, mllama.dtype
         )
+        if cross_attention_states is not None:
+            # Which tiles there are may be told on the CPU while the model itself is on the meta device.
+            cross_attention_mask, sees = (t.to(cross_attention_states.device) for t in (cross_attention_mask, sees))
     outputs = mllama.language_model(
         input_ids=input_ids,
         attention_mask=attention_mask,

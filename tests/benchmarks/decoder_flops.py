@@ -75,7 +75,7 @@ def make_batch(
     with torch.device("meta"):
         ids = torch.ones(questions, num_tokens, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": ids, "labels": ids}
-        batch["cross_attention_mask"] = torch.ones(questions, num_tokens, 1, 4, dtype=torch.long)
+        batch["cross_attention_mask"] = mask[:, None].expand(-1, num_tokens, -1, -1)
         if cached:
             num_patches = (vision.image_size // vision.patch_size) ** 2 + 1
             shape = (questions * 4, num_patches, config.text_config.hidden_size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.modeling_mllama import MllamaRotaryEmbedding
 
+from medfinetune.decoder.cross_attention import use_exact_rows
 from medfinetune.decoder.head import score_labels
 from medfinetune.decoder.recompute import recompute_layers
 from medfinetune.decoder.vision import use_fast_vision
@@ -106,6 +107,7 @@ def train_as_stock(model: Any, tower_backward: bool = True) -> Any:
 def train_as_ours(model: Any, num_recomputed: int) -> Any:
     """Adapters, the fast tower, and the first `num_recomputed` text layers recomputed; TRL's hooks are there too."""
     use_fast_vision(model)
+    use_exact_rows(model)
     model = get_peft_model(model, lora()).train()
     model.enable_input_require_grads()
     recompute_layers(model, num_recomputed)
