@@ -10,6 +10,9 @@ import sys
 import time
 
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -37,7 +40,6 @@ def recipe(tiny_mllama, phantom_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepspeed")
     (folder / "data").mkdir()
     (folder / "data" / "images").symlink_to(phantom_dir / "data" / "images")
-    (folder / "data" / "all_med_pairs.parquet").symlink_to(phantom_dir / "data" / "all_med_pairs.parquet")
     Image.effect_noise((96, 48), 80).save(folder / "data" / "wide.png")
     lines = (phantom_dir / "data" / "chat_instructions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["split"] == "train" and row["task"] == "report"][:24]
@@ -48,6 +50,9 @@ def recipe(tiny_mllama, phantom_dir, tmp_path_factory):
             row["images"] = []
             user = next(message for message in row["messages"] if message["role"] == "user")
             user["content"] = [part for part in user["content"] if part["type"] == "text"]
+    table = pq.read_table(phantom_dir / "data" / "all_med_pairs.parquet")
+    kept = pc.is_in(table["id"], pa.array([row["id"] for row in rows]))
+    pq.write_table(table.filter(kept), folder / "data" / "all_med_pairs.parquet")
     written = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "data" / "chat_instructions.jsonl").write_text(written, encoding="utf-8")
     values = {
