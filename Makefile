@@ -24,11 +24,11 @@ demo: $(READY) ## Run the whole job on generated images: data, both models, eval
 test: $(READY) ## Run the tests that are not slow
 	$(BIN)/python -m pytest -m "not slow"
 
-$(VENV)/.deepspeed: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+$(VENV)/.slow: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed,quantization]'
 	@touch $@
 
-test-slow: $(VENV)/.deepspeed ## Run only the slow tests; installs DeepSpeed for them
+test-slow: $(VENV)/.slow ## Run only the slow tests; installs DeepSpeed and bitsandbytes for them
 	$(BIN)/python -m pytest -m slow
 
 quality: $(READY) ## Check lint, format and spelling

@@ -1,8 +1,16 @@
 """Rank, world size and sums over processes: the only place that talks to `torch.distributed`."""
 
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from medfinetune.errors import InputError
 
 
 def world_size() -> int:
@@ -45,3 +53,59 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """Every process's item, in the order of ranks; an item is anything that can be pickled."""
+    items = [item] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(items, item)
+    return items
+
+
+def leave() -> None:
+    """Ends the work together, where there was any: a process that just exits may let the others abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def check_deepspeed(config: str | dict[str, Any], dry_run: bool = False) -> None:
+    """Says plainly what is wrong with the key `deepspeed` of a run.
+
+    Args:
+        config: The path of a JSON file, or what such a file holds.
+        dry_run: Whether nothing is to be trained, so that DeepSpeed itself may be missing.
+
+    Raises:
+        InputError: The file is missing or holds no JSON object, DeepSpeed is not installed, or the run was started
+            without a launcher.
+    """
+    if isinstance(config, str):
+        path = Path(config)
+        if not path.is_file():
+            raise InputError(f"deepspeed: {path}: no such file; those of medfinetune are in ds_configs/")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"deepspeed: {path}: is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError("deepspeed: must hold a JSON object")
+    if dry_run:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError("deepspeed: is not installed; install it with: pip install 'medfinetune[deepspeed]'")
+    if "RANK" not in os.environ:
+        raise InputError(
+            "deepspeed: needs a launcher that joins processes, such as accelerate launch --multi_gpu --num_processes 2"
+        )
+
+
+def join_deepspeed_on_cpu() -> None:
+    """Joins the processes of a DeepSpeed run where there is no accelerator; before `TrainingArguments` are made."""
+    from accelerate import PartialState  # only here: the rest of this module needs torch alone
+
+    # DeepSpeed would look for a GPU, and accelerate takes a state for DeepSpeed's only by this name.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from tqdm import tqdm
 
 from medfinetune.errors import InputError
 
@@ -137,7 +138,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+            # From a process that loads data it comes with that process's traceback above it.
+            message = str(error).strip().splitlines()[-1].removeprefix("medfinetune.errors.InputError: ")
+            open_bar = "\n" if getattr(tqdm, "_instances", None) else ""  # a progress bar leaves its line unfinished
+            print(f"{open_bar}error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was saved so far is kept", file=sys.stderr)
@@ -171,11 +175,16 @@ def _has_no_default(field: dataclasses.Field) -> bool:
 
 
 def _from_command_line(value: str | list[str], hint: Any) -> Any:
-    """A command-line word means what it would mean in the YAML file, but text is never taken for a number."""
+    """A command-line word means what it would mean in the YAML file, but text is never taken for a number.
+
+    `null` unsets a key.
+    """
     if isinstance(value, list):
         return [_from_command_line(item, (typing.get_args(hint) or (hint,))[0]) for item in value]
-    if hint is str or set(typing.get_args(hint)) == {str, type(None)}:
+    if hint is str:
         return value
+    if set(typing.get_args(hint)) == {str, type(None)}:
+        return None if value == "null" else value
     try:
         return yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:

@@ -1,14 +1,21 @@
 """What both trainers and both training recipes share: callbacks, resuming, and saying what a run will be."""
 
+import json
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from medfinetune.errors import InputError, require_folder
+
+# torch.save writes through a stream that only says that it failed.
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "file write failed")
 
 
 class StopOnNonFiniteLoss(TrainerCallback):
@@ -30,6 +37,51 @@ class StopOnNonFiniteLoss(TrainerCallback):
             )
 
 
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end; a run that dies while saving leaves a part of one.
+
+    The Trainer writes `trainer_state.json` last.
+    """
+    folders = {folder: folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")}
+    steps = {int(step): folder for folder, step in folders.items() if step.isdigit()}
+    for _, folder in sorted(steps.items(), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None
+
+
+def where_to_go_on(output_dir: str | Path) -> str:
+    """One sentence about the checkpoint that a run which failed can go on from."""
+    last = last_whole_checkpoint(output_dir)
+    if last is None:
+        return "There is no checkpoint yet"
+    return f"{last} is whole; go on from it with --resume_from_checkpoint true"
+
+
+@contextmanager
+def saving_to(output_dir: str | Path) -> Iterator[None]:
+    """Turns what the writing libraries raise when the disk is full, or not writable, into one line.
+
+    Raises:
+        InputError: A file could not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(words in cause for words in _TORCH_CANNOT_WRITE):
+            raise
+        existing = next(p for p in (Path(output_dir), *Path(output_dir).resolve().parents) if p.exists())
+        free = shutil.disk_usage(existing).free / 1e9
+        raise InputError(
+            f"output_dir: {output_dir} cannot be written, {free:.1f} GB are free there ({cause[:150]}); make room or "
+            f"lower save_total_limit. {where_to_go_on(output_dir)}"
+        ) from error
+
+
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """Which checkpoint a run continues from; none for a new one.
 
@@ -42,10 +94,10 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
     output_dir = Path(args.output_dir)
     require_folder(output_dir)
-    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    last = last_whole_checkpoint(output_dir)
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
-        if last is not None:
+        if list(output_dir.glob("checkpoint-*")):
             raise InputError(
                 f"output_dir: {output_dir} holds checkpoints of an earlier run; continue it with "
                 "--resume_from_checkpoint true, or name another output_dir"
@@ -53,7 +105,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
         return None
     if str(wanted).lower() in ("true", "last"):
         if last is None:
-            raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint")
+            raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint that is whole")
         return last
     if not Path(wanted).is_dir():
         raise InputError(f"resume_from_checkpoint: {wanted}: no such folder")
@@ -103,7 +155,8 @@ def describe_run(args: TrainingArguments, num_rows: int, num_validation: int) ->
 
 def finish(trainer: Trainer, args: TrainingArguments) -> None:
     """Saves the model, its processor, the history and the resolved configuration into `output_dir`."""
-    trainer.save_model()
-    trainer.save_state()
+    with saving_to(args.output_dir):
+        trainer.save_model()
+        trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"saved to {args.output_dir}: the model, its processor, trainer_state.json and config.yaml")

@@ -5,12 +5,16 @@ Without arguments it trains the demo's tiny model on generated images.
 
 from pathlib import Path
 
+from datasets import Dataset
+
 from medfinetune.data.audit import audit
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import describe_parameters, load_decoder
+from medfinetune.decoder.merge import merge_adapter
+from medfinetune.decoder.model import describe_parameters, load_decoder, quantization_config
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.demo import start_default
+from medfinetune.distributed import leave
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -27,7 +31,13 @@ def main() -> None:
     if args.dry_run:
         print(describe_parameters(args))
         return
-    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype)
+    train(args, chats, validation_chats, checkpoint)
+    if args.merge_adapter and args.process_index == 0:
+        print(merge_adapter(args.output_dir, Path(args.output_dir) / "merged", chats, args.dtype, args.max_length))
+
+
+def train(args: MllamaSFTConfig, chats: Dataset, validation_chats: Dataset | None, checkpoint: str | None) -> None:
+    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype, quantization_config(args))
     if args.process_index == 0:
         save_config(args, Path(args.output_dir) / "config.yaml")
     trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor)
@@ -35,6 +45,7 @@ def main() -> None:
         print(trainer.data_collator.describe_cuts(chats))
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
+    leave()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 Without arguments it trains the demo's tiny model on generated images.
 """
 
+from functools import partial
 from pathlib import Path
 
 from medfinetune.data.audit import audit
 from medfinetune.data.load import load_pairs
 from medfinetune.demo import start_default
+from medfinetune.distributed import leave
+from medfinetune.encoder.adapter import save_merged_copies
+from medfinetune.encoder.augment import augment_pairs
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
+from medfinetune.encoder.wise_ft import sweep_wise_ft
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -30,16 +35,18 @@ def main() -> None:
         return
     model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)
     cache_dir = Path(args.data_dir) / "cache"
+    cached = partial(PairCache, processor=processor, cache_dir=cache_dir, max_length=args.max_text_length)
     with args.main_process_first(desc="resizing images"):
-        train = PairCache(pairs, processor, cache_dir, args.max_text_length)
-        validation = (
-            PairCache(validation_pairs, processor, cache_dir, args.max_text_length) if validation_pairs else None
-        )
+        train = augment_pairs(pairs, cached, args)
+        validation = cached(validation_pairs) if validation_pairs else None
     if args.process_index == 0:
         save_config(args, Path(args.output_dir) / "config.yaml")
     trainer = SigLIPTrainer(model, args, train, validation, processor, data_collator=train.collate)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
+    sweep_wise_ft(trainer, args)
+    save_merged_copies(trainer, args)
+    leave()
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from medfinetune.data.prepare import REPORT_FILE
 from medfinetune.decoder.model import load_decoder
 from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
-from medfinetune.evaluation.cases import image_paths, load_cases, pixel_keys
+from medfinetune.evaluation.cases import image_paths, load_cases, load_other_splits, pixel_keys
 from medfinetune.evaluation.config import EvaluateConfig
 from medfinetune.evaluation.decoder_suite import evaluate_decoder
-from medfinetune.evaluation.encoder_suite import evaluate_encoder
+from medfinetune.evaluation.encoder_suite import SuiteOptions, check_tasks, evaluate_encoder
 from medfinetune.evaluation.lexicon import load_lexicon
 from medfinetune.evaluation.page import write_page, write_results
-from medfinetune.evaluation.zero_shot import read_prompts
+from medfinetune.evaluation.tasks import read_tasks
 from medfinetune.parser import parse, run
 
 
@@ -34,10 +34,11 @@ def main() -> None:
             "python recipes/evaluate.py --config recipes/evaluate/demo.yaml (--help lists the keys)"
         )
     config = parse(EvaluateConfig, __doc__.splitlines()[0])
-    prompts = read_prompts(config.zero_shot_file) if config.zero_shot_file else None
+    tasks = read_tasks(config.zero_shot_file) if config.zero_shot_file else []
     lexicon = load_lexicon(config.lexicon) if config.lexicon else None
     pairs, chats = load_cases(config.data_dir, config.split, config.tasks, config.max_cases, config.seed)
     print(f"{config.data_dir}: {len(pairs):,} cases of the split {config.split}")
+    check_tasks(tasks, pairs)
     if config.dry_run:
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -49,9 +50,9 @@ def main() -> None:
         start = time.perf_counter()
         model, processor = load_encoder(config.encoder_dir, config.encoder_revision)
         model = model.to(device).eval()
-        results["encoder"] = evaluate_encoder(
-            model, processor, pairs, prompts, config.pool_size, config.batch_size, config.seed
-        )
+        train, validation = load_other_splits(config.data_dir, config.split, config.tasks)
+        options = SuiteOptions.of(config)
+        results["encoder"] = evaluate_encoder(model, processor, pairs, tasks, train, validation, options)
         results["seconds"]["evaluate_encoder"] = time.perf_counter() - start
         write_results(results, config.output_dir)
     if config.decoder_dir:

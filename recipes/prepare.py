@@ -23,6 +23,8 @@ def main() -> None:
         print(f"split {split:<12} {count:>8,}")
     near = report["near_duplicates"]
     print(f"near-duplicates {near['num_pairs']:>5,}   of them across two splits: {near['num_across_splits']:,}")
+    if report["unused_images"]["removed"]:
+        print(f"image files of earlier runs removed {report['unused_images']['num_files']:>8,}")
     for warning in report["warnings"]:
         print(f"WARNING: {warning}")
     print(f"{report['seconds']:.1f} s; written to {config.output_dir}: all_med_pairs.parquet, chat_instructions.jsonl,")

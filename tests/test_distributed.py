@@ -12,7 +12,7 @@ from medfinetune.distributed import gather, rank, sum_over_processes, world_size
 WORKER = """
 import torch
 from torch import distributed as dist
-from medfinetune.distributed import gather, rank, sum_over_processes, world_size
+from medfinetune.distributed import gather, leave, rank, sum_over_processes, world_size
 dist.init_process_group("gloo")
 assert world_size() == 2
 rows = torch.arange(6, dtype=torch.float64).view(3, 2) + 100 * rank()
@@ -26,7 +26,10 @@ except ValueError as error:
     assert "the processes hold [2, 3] rows" in str(error)
 else:
     raise AssertionError("different numbers of rows were gathered")
+leave()
+assert world_size() == 1
 print("done")
+leave()
 """
 
 

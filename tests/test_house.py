@@ -1,6 +1,7 @@
 """What DESIGN asks of the whole: imports go one way, every YAML is valid, names are lazy."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -24,12 +25,14 @@ YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
 TIERS = [
     {"errors"},
     {"distributed", "parser", "data", "encoder.text"},
-    {"encoder.config", "decoder.config"},
+    {"encoder.config", "decoder.config", "encoder.parameter_groups"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
-    | {"encoder.exact", "encoder.labels"}
-    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"},
+    | {"encoder.exact", "encoder.labels", "encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
+    | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"}
+    | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}
+    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge"},
     {"evaluation", "demo"},
-    {"encoder.trainer", "decoder.trainer"},
+    {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},
     {"encoder.preflight", "decoder.preflight"},
 ]
 
@@ -75,12 +78,43 @@ def test_every_recipe_is_valid(path):
     text = path.read_text(encoding="utf-8")
     kind = path.parent.name
     launcher = "accelerate launch" if kind in ("encoder", "decoder") else "python"
-    assert text.startswith(f"# {launcher} recipes/{kind}.py --config recipes/{kind}/{path.name}")
+    command = rf"# {launcher}( --multi_gpu --num_processes \d)? recipes/{kind}\.py --config recipes/{kind}/{path.name}"
+    assert re.match(command, text)
     without_gpu = ["--dry_run"] if kind in ("encoder", "decoder") else []
     config = parse(CONFIGS[kind], "", argv=["--config", str(path), *without_gpu])
     for key, value in yaml.safe_load(text).items():
         resolved = getattr(config, key)
         assert getattr(resolved, "value", resolved) == value, key
+
+
+def test_every_training_recipe_says_what_memory_it_takes():
+    for path in YAMLS:
+        if path.parent.name == "encoder" and path.stem != "demo":
+            head = " ".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+            assert re.search(r"Memory \(counted, not measured.*\d GB", head), path
+
+
+def test_every_decoder_recipe_says_what_memory_it_takes():
+    recipes = sorted((REPO / "recipes" / "decoder").glob("llama*.yaml"))
+    assert len(recipes) == 7
+    for path in recipes:
+        text = path.read_text(encoding="utf-8")
+        comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+        assert "Counted, not measured" in comment, path.name
+        assert " GB" in comment
+        assert ("--multi_gpu" in text) == ("2gpu" in path.name or "zero3" in path.name)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_deepspeed_leaves_the_numbers_to_the_recipe(path):
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # Left out, gradients would be clipped at 1, whatever max_grad_norm says.
+    keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    assert all(settings[key] == "auto" for key in keys)
+    assert settings["zero_optimization"]["stage"] == int(path.stem[4])
+    if path.stem != "zero2":
+        assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    assert ("offload" in path.stem) == ("offload_param" in settings["zero_optimization"])
 
 
 def documented_commands():

@@ -36,6 +36,12 @@ def test_yaml_and_command_line(tmp_path):
     assert config == Config("out", 8, 1e-4, True, "0123", ["en", "zh"])
 
 
+def test_null_unsets_a_key(tmp_path):
+    argv = written(tmp_path, "output_dir: out\nmodel_revision: main\n")
+    assert parse(Config, "", argv=argv).model_revision == "main"
+    assert parse(Config, "", argv=[*argv, "--model_revision", "null"]).model_revision is None
+
+
 def test_no_is_a_word(tmp_path):
     """YAML 1.1 reads `eval_strategy: no` as false, and 1e-4 as text."""
     for argv in (written(tmp_path, "output_dir: no\nlearning_rate: 1e-4\nfp16: true\n"), ["--output_dir", "no"]):

@@ -3,7 +3,7 @@ import pytest
 
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.errors import InputError
-from medfinetune.training import checkpoint_to_resume, describe_run, splits_for_training
+from medfinetune.training import checkpoint_to_resume, describe_run, saving_to, splits_for_training, where_to_go_on
 
 
 def config(tmp_path, **changes):
@@ -30,6 +30,7 @@ def test_which_checkpoint_is_resumed(tmp_path):
     assert checkpoint_to_resume(config(tmp_path)) is None
     for step in (2, 10):
         (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-10")
     inside = str(run / "checkpoint-2")
     assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=inside)) == inside
@@ -41,6 +42,33 @@ def test_which_checkpoint_is_resumed(tmp_path):
             checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=outside))
     with pytest.raises(InputError, match="no such folder"):
         checkpoint_to_resume(config(tmp_path, resume_from_checkpoint=f"{run}/checkpoint-3"))
+
+
+@pytest.mark.parametrize("state", [None, '{"global_st'])
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path, state):
+    run = tmp_path / "run"
+    for step in (2, 10):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+    if state:
+        (run / "checkpoint-10" / "trainer_state.json").write_text(state)
+    with pytest.raises(InputError, match="holds no checkpoint that is whole"):
+        checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true"))
+    (run / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-2")
+    assert where_to_go_on(run).startswith(f"{run}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail] PytorchStreamWriter failed writing")]
+)
+def test_what_cannot_be_written_is_one_line(tmp_path, error):
+    with (
+        pytest.raises(InputError, match=r"cannot be written, .*There is no checkpoint yet"),
+        saving_to(tmp_path / "run"),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), saving_to(tmp_path):
+        raise RuntimeError("shapes differ")
 
 
 def test_an_output_dir_that_is_a_file(tmp_path):

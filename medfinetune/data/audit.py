@@ -1,15 +1,18 @@
-"""Finds what stands on two sides of a split."""
+"""Finds what stands on two sides of a split: python -m medfinetune.data.audit runs/demo/data"""
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from medfinetune.data.chat import PAIRS_FILE
+from medfinetune.data.chat import CHATS_FILE, PAIRS_FILE
+from medfinetune.data.schema import SPLITS
 from medfinetune.errors import InputError
+from medfinetune.parser import run
 
 _COLUMNS = ("id", "source", "split", "patient_id", "pixel_sha256", "question", "group_id")
 _KINDS = ("patient", "image", "question about an image", "group")
@@ -18,7 +21,8 @@ _KINDS = ("patient", "image", "question about an image", "group")
 def audit(data_dir: str | Path) -> dict[str, Any]:
     """Checks that no patient, no image, no question about an image and no group stands in two splits.
 
-    Training calls it before the first step.
+    Where there are chats beside the pairs, they must be of the same rows in the same splits: the decoder learns from
+    them. Training calls it before the first step.
 
     Args:
         data_dir: The folder that `prepare` wrote.
@@ -27,9 +31,14 @@ def audit(data_dir: str | Path) -> dict[str, Any]:
         `rows`, and how many different ones of each kind were looked at.
 
     Raises:
-        InputError: Something stands in two splits; rows are named. Or the parquet is missing, damaged, lacks a column.
+        InputError: Something stands in two splits, a row has none, or a chat is not that of a row; rows are named. Or
+            the parquet is missing, damaged, lacks a column.
     """
-    return audit_file(Path(data_dir) / PAIRS_FILE)
+    pairs_file, chats_file = Path(data_dir) / PAIRS_FILE, Path(data_dir) / CHATS_FILE
+    counts = audit_file(pairs_file)
+    if chats_file.is_file():
+        _compare(pairs_file, chats_file)
+    return counts
 
 
 def audit_file(path: Path) -> dict[str, Any]:
@@ -39,6 +48,8 @@ def audit_file(path: Path) -> dict[str, Any]:
     num_rows = 0
     for row in _rows(path, _COLUMNS):
         num_rows += 1
+        if row["split"] not in SPLITS:
+            raise InputError(f"{path}: row {row['id']}: split {row['split']!r} is none of {', '.join(SPLITS)}")
         values = [(kind, key, row["split"], row["id"]) for kind, key in _keys(row)]
         database.executemany("INSERT INTO seen VALUES (?, ?, ?, ?)", values)
     leaks = database.execute(
@@ -86,6 +97,40 @@ def published_leaks(path: Path) -> dict[str, dict[str, int]]:
     return leaks
 
 
+def _compare(pairs_file: Path, chats_file: Path) -> None:
+    database = sqlite3.connect("", isolation_level=None)
+    database.execute("CREATE TABLE pairs (id TEXT PRIMARY KEY, split TEXT) WITHOUT ROWID")
+    for row in _rows(pairs_file, ("id", "split")):
+        try:
+            database.execute("INSERT INTO pairs VALUES (?, ?)", (row["id"], row["split"]))
+        except sqlite3.IntegrityError as error:
+            raise InputError(f"{pairs_file}: the id {row['id']} stands more than once") from error
+    hint = "make the chats anew with recipes/chats.py"
+    for number, chat in _chats(chats_file):
+        where = f"{chats_file}: line {number}: row {chat.get('id')}"
+        found = database.execute("SELECT split FROM pairs WHERE id = ?", (chat.get("id"),)).fetchone()
+        if found is None:
+            raise InputError(f"{where} is not in {PAIRS_FILE}, or stands here twice; {hint}")
+        if found[0] != chat.get("split"):
+            raise InputError(f"{where} stands in {chat.get('split')}, but {PAIRS_FILE} says {found[0]}; {hint}")
+        database.execute("DELETE FROM pairs WHERE id = ?", (chat["id"],))
+    left = database.execute("SELECT MIN(id) FROM pairs").fetchone()[0]
+    if left is not None:
+        raise InputError(f"{chats_file}: row {left} of {PAIRS_FILE} is missing; {hint}")
+
+
+def _chats(chats_file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with chats_file.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                chat = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{chats_file}: line {number} is no JSON: {error}") from error
+            if not isinstance(chat, dict):
+                raise InputError(f"{chats_file}: line {number} is no JSON object")
+            yield number, chat
+
+
 def _keys(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["patient_id"]:
         # Another source's patient of the same name is another person.
@@ -110,3 +155,16 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path}: is no parquet: {error}") from error
+
+
+def main() -> None:
+    """Audits the folder named on the command line."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise InputError("name the folder that recipes/prepare.py wrote: python -m medfinetune.data.audit DIR")
+    for kind, count in audit(sys.argv[1]).items():
+        print(f"{kind:<10} {count:>10,}")
+    print("nothing stands in two splits")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,11 +1,13 @@
 """What is done to every record before and after its images are opened: a record in, a record or a reason out."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Collection, Sequence
 
 from medfinetune.data.image_store import Outcome
 from medfinetune.data.images import hash_patient
-from medfinetune.data.schema import EMPTY_QUESTION, EMPTY_TEXT, Dropped, Pair, Record
+from medfinetune.data.schema import EMPTY_QUESTION, EMPTY_TEXT, NO_UNICODE, Dropped, Pair, Record
 from medfinetune.data.text import tidy
 from medfinetune.data.unreadable import UnreadableImage
 
@@ -14,15 +16,24 @@ NO_LICENSE = "none"
 
 
 def clean(
-    record: Record, allow_licenses: Collection[str] | None = None, patient_key: bytes | None = None
+    item: Record | Dropped, allow_licenses: Collection[str] | None = None, patient_key: bytes | None = None
 ) -> Record | Dropped:
     """Tidies a record's words, checks its licence, and hashes the patient's id of the user's own reports.
 
     Args:
-        record: As a source gave it.
-        allow_licenses: Licences that are kept, in any case of letters; all where left out.
+        item: As a source gave it.
+        allow_licenses: Licences that are kept, however their letters, spaces and hyphens are written; all where left
+            out.
         patient_key: Key of the hash; ids stay as they are where left out.
     """
+    # File names in another encoding and broken JSON hold halves of characters, which no file of ours can hold.
+    if isinstance(item, Dropped):
+        return Dropped(item.source, _legible(item.where), item.reason, _legible(item.detail))
+    record = item
+    said = json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+    if _legible(said) != said:
+        first = next((path for path in record.images if _legible(path) != path), record.text)
+        return Dropped(record.source, _legible(record.where), NO_UNICODE, _legible(first)[:300])
     text, question, answer, label = (
         None if value is None else tidy(value) for value in (record.text, record.question, record.answer, record.label)
     )
@@ -31,17 +42,24 @@ def clean(
     if not text:
         return Dropped(record.source, record.where, EMPTY_TEXT)
     if allow_licenses is not None:
-        allowed = {name.lower() for name in allow_licenses}
-        if (record.license or NO_LICENSE).lower() not in allowed:
-            return Dropped(
-                record.source, record.where, "license is not among `allow_licenses`", record.license or NO_LICENSE
-            )
-    patient_id = record.patient_id
+        license = record.license or NO_LICENSE
+        if _spelling(license) not in map(_spelling, allow_licenses):
+            return Dropped(record.source, record.where, "license is not among `allow_licenses`", license)
+    # Two spellings of an id would be two patients, on two sides of a split.
+    patient_id = tidy(record.patient_id or "") or None
     if patient_id and patient_key and record.source == "reports":
         patient_id = hash_patient(patient_id, patient_key)
     return dataclasses.replace(
         record, text=text, question=question, answer=answer, label=label or None, patient_id=patient_id
     )
+
+
+def _legible(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _spelling(license: str) -> str:
+    return re.sub(r"[\s_-]+", "", license).lower()
 
 
 def with_images(record: Record, outcomes: Sequence[Outcome]) -> Pair | Dropped:

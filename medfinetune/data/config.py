@@ -11,7 +11,8 @@ from medfinetune.data.sources import chen, knee, slake
 from medfinetune.errors import InputError
 
 LANGUAGES = ("en", "zh")
-_INPUTS = ("knee_dir", "chen_dir", "pad_ufes_dir", "slake_dir", "reports_file", "reports_dir")
+_FOLDERS = ("knee_dir", "chen_dir", "pad_ufes_dir", "slake_dir", "reports_dir")
+_INPUTS = (*_FOLDERS, "reports_file")
 _MIN_KEY_BYTES = 16
 
 
@@ -52,6 +53,9 @@ class PrepareConfig:
     reports_encoding: str | None = field(
         default=None, metadata={"help": "of reports_file and .txt files, e.g. gb18030 (default: UTF-8, or its mark's)"}
     )
+    reports_separator: str | None = field(
+        default=None, metadata={"help": "between the cells of reports_file, e.g. ; (default: comma, or tab in .tsv)"}
+    )
     allow_licenses: list[str] | None = field(
         default=None, metadata={"help": "keep only rows with these licences; `none` stands for a blank one"}
     )
@@ -73,6 +77,9 @@ class PrepareConfig:
         default=None, metadata={"help": "folder or name of Llama's tokenizer: text lengths are measured with it"}
     )
     decoder_max_length: int = field(default=512, metadata={"help": "tokens of a chat for the decoder"})
+    remove_unused: bool = field(
+        default=False, metadata={"help": "remove images of earlier runs that no record names any more"}
+    )
     num_workers: int | None = field(default=None, metadata={"help": "processes that open images (default: all cores)"})
 
     def __post_init__(self) -> None:
@@ -94,12 +101,29 @@ class PrepareConfig:
         for name in ("max_side_px", "num_workers", "encoder_max_length", "decoder_max_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}: must be at least 1")
+        if self.reports_separator is not None and len(self.reports_separator) != 1:
+            raise InputError(f"reports_separator: {self.reports_separator!r}: must be one character")
         if self.dicom_frame < 0:
             raise InputError(f"dicom_frame: {self.dicom_frame}: must not be negative")
         if self.window_hu is not None and (
             set(self.window_hu) != {"center", "width"} or not self.window_hu["width"] > 0
         ):
             raise InputError(f"window_hu: {self.window_hu}: must be like {{center: 40, width: 400}}, width above 0")
+        self._refuse_output_among_sources()
+
+    def _refuse_output_among_sources(self) -> None:
+        """The next run would take stored images for the source's, and `remove_unused` the source's for ours."""
+        output = Path(self.output_dir).resolve()
+        if str(output) != os.fsencode(output).decode("utf-8", "replace"):
+            raise InputError(f"output_dir: {self.output_dir!r}: the name of the folder is not in UTF-8")
+        for name in _INPUTS:
+            if getattr(self, name):
+                source = Path(getattr(self, name)).resolve()
+                inside = name in _FOLDERS and output.is_relative_to(source)
+                if inside or source.is_relative_to(output):
+                    raise InputError(
+                        f"output_dir: {self.output_dir}: must neither lie in {name} ({getattr(self, name)}) nor hold it"
+                    )
 
     def image_options(self) -> ImageOptions:
         """How images are opened, with the patients' key read from its file.

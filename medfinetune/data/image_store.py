@@ -18,8 +18,10 @@ from medfinetune.data.images import PART, ImageOptions, StoredImage, store_image
 from medfinetune.data.journal import Journal
 from medfinetune.data.unreadable import UnreadableImage
 
+INCOMING_DIR = "images/incoming"
+"""Where images lie during a run that stood in a table as bytes, named after their content."""
 # Part of each journal key: raise it when `open_image` gives other pixels for some file than before.
-_DECODER_VERSION = 2
+_DECODER_VERSION = 3
 
 Outcome = StoredImage | UnreadableImage
 _File = tuple[str, str]  # path and journal key
@@ -31,6 +33,7 @@ def store_images(
     options: ImageOptions,
     num_workers: int | None = None,
     num_paths: int | None = None,
+    forget_others: bool = False,
 ) -> Iterator[tuple[str, Outcome]]:
     """Stores the image files by `store_image`; a bad one stops nothing.
 
@@ -40,15 +43,19 @@ def store_images(
         options: See `store_image`.
         num_workers: Processes; as many as there are cores where left out.
         num_paths: How many there are, for the progress bar.
+        forget_others: At the end, files that are not among `paths` leave the journal.
 
     Yields:
         Each path with the stored image, or with why there is none; in any order.
+
+    Raises:
+        OSError: The output folder cannot be written: no fault of an image.
     """
     _remove_unfinished(output_dir)
     settings = _settings(options)
     with Journal(output_dir) as journal, tqdm(total=num_paths, desc="images", unit="image") as progress:
         for path in paths:
-            key = _key(path, settings)
+            key = _key(path, settings, output_dir)
             image = journal.find(key)
             if image is None:
                 journal.postpone(path, key)
@@ -64,13 +71,16 @@ def store_images(
                 journal.add(key, outcome)
             progress.update()
             yield path, outcome
+        if forget_others:
+            journal.forget_others()
 
 
 def _settings(options: ImageOptions) -> str:
     """What the stored pixels and the patient's hash depend on besides the file itself."""
     # Of the key no more is written than is needed to notice that it is another one.
     key = hmac.new(options.patient_key, b"journal", hashlib.sha256).hexdigest()[:8] if options.patient_key else ""
-    parts = (options.max_side_px, options.window_hu, options.dicom_frame, key, _DECODER_VERSION)
+    patients = (options.ignore_patients, key)
+    parts = (options.max_side_px, options.window_hu, options.dicom_frame, *patients, _DECODER_VERSION)
     return "|".join(map(str, parts))
 
 
@@ -132,6 +142,9 @@ def _store(path: str, output_dir: Path, options: ImageOptions) -> Outcome:
         return store_image(path, output_dir, options)
     except UnreadableImage as error:
         return error
+    except OSError:
+        # Errors of reading come as UnreadableImage: this is the disk that is full, for every image.
+        raise
     except Exception as error:
         # Whatever it is, it is this one file's: the others are not to wait for it.
         return UnreadableImage("damaged image", f"{type(error).__name__}: {error}"[:300])
@@ -145,13 +158,17 @@ def _start_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _key(path: str, settings: str) -> str:
+def _key(path: str, settings: str, output_dir: Path) -> str:
     try:
         stat = os.stat(path.partition(PART)[0])
-    except OSError:
+    except (OSError, ValueError):
         # Reported by `store_image`, with its reason.
         return path
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{settings}"
+    if path.startswith(f"{output_dir / INCOMING_DIR}{os.sep}"):
+        # Written anew by every run; the name is that of the content.
+        return f"{path}|{settings}"
+    # Not the time of change alone: copying tools set it back to that of the original.
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}|{stat.st_ctime_ns}|{settings}"
 
 
 def _remove_unfinished(output_dir: Path) -> None:

@@ -13,7 +13,7 @@ JOURNAL = "images/journal.jsonl"
 
 
 class Journal:
-    """`images/journal.jsonl`, a line for each stored image; only ever appended to.
+    """`images/journal.jsonl`, a line for each stored image; only ever appended to, but for `forget_others`.
 
     The lines are looked up in a database that SQLite keeps in a nameless temporary file: it goes with the process,
     however that ends, and memory does not grow with the number of images.
@@ -22,14 +22,14 @@ class Journal:
     def __init__(self, output_dir: Path):
         self._output_dir = output_dir
         self._index = sqlite3.connect("", isolation_level=None)
-        self._index.execute("CREATE TABLE done (key TEXT PRIMARY KEY, image TEXT) WITHOUT ROWID")
+        self._index.execute("CREATE TABLE done (key TEXT PRIMARY KEY, image TEXT, used INTEGER) WITHOUT ROWID")
         self._index.execute("CREATE TABLE waiting (path TEXT, key TEXT)")
         path = output_dir / JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace") as file:
                 self._index.execute("BEGIN")
-                self._index.executemany("INSERT OR REPLACE INTO done VALUES (?, ?)", _entries(file))
+                self._index.executemany("INSERT OR REPLACE INTO done VALUES (?, ?, 0)", _entries(file))
                 self._index.execute("COMMIT")
         self._file = path.open("a", encoding="utf-8")
         # A kill may have left half a line.
@@ -50,12 +50,25 @@ class Journal:
         if row is None:
             return None
         image = StoredImage(**json.loads(row[0]))
-        return image if (self._output_dir / image.file).is_file() else None
+        if not (self._output_dir / image.file).is_file():
+            return None
+        self._index.execute("UPDATE done SET used = 1 WHERE key = ?", (key,))
+        return image
 
     def add(self, key: str, image: StoredImage) -> None:
         """Notes an image; from now on a later run finds it."""
         self._file.write(json.dumps({"key": key} | asdict(image)) + "\n")
         self._file.flush()
+        self._index.execute("INSERT OR REPLACE INTO done VALUES (?, ?, 1)", (key, json.dumps(asdict(image))))
+
+    def forget_others(self) -> None:
+        """Leaves only the lines of images that were found or added since the journal was opened."""
+        path = self._output_dir / JOURNAL
+        unfinished = path.with_name(path.name + ".tmp")
+        with unfinished.open("w", encoding="utf-8") as file:
+            for key, image in self._index.execute("SELECT key, image FROM done WHERE used ORDER BY key"):
+                file.write(json.dumps({"key": key} | json.loads(image)) + "\n")
+        unfinished.replace(path)
 
     def postpone(self, path: str, key: str) -> None:
         """Puts a file on the list of those that are still to be opened."""
@@ -68,7 +81,13 @@ class Journal:
 
     def waiting(self) -> Iterator[tuple[str, str]]:
         """The postponed files and their keys, in order."""
-        yield from self._index.execute("SELECT path, key FROM waiting ORDER BY rowid")
+        # One by one: an open cursor would complain when an interrupted run closes the database under it.
+        last = 0
+        while row := self._index.execute(
+            "SELECT rowid, path, key FROM waiting WHERE rowid > ? ORDER BY rowid LIMIT 1", (last,)
+        ).fetchone():
+            last, path, key = row
+            yield path, key
 
 
 def _entries(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,8 @@ WORDINGS = {
 def caption(grade: int, language: str, key: str) -> str:
     """Words a Kellgren-Lawrence grade, 0 to 4; the same `key` always gets the same wording."""
     wordings = WORDINGS[language]
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+    # A file name in another encoding is dropped later, with its reason.
+    number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "backslashreplace")).digest()[:4], "big")
     return wordings[number % len(wordings)].format(
         grade=grade, name=GRADE_NAMES[language][grade], description=DESCRIPTIONS[language][grade]
     )

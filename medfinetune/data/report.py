@@ -1,6 +1,8 @@
 """`data_report.json`: what came in, what was kept, and why the rest was not."""
 
+import platform
 import re
+from importlib.metadata import version
 from typing import Any
 
 from medfinetune.data.config import PrepareConfig
@@ -12,11 +14,18 @@ from medfinetune.data.wording import find_confused, load_tokenizer, measure_chat
 REPORT_FILE = "data_report.json"
 DROPPED_FILE = "dropped.jsonl"
 
+# What the pixels and the files depend on.
+_PACKAGES = ("medfinetune", "pillow", "pydicom", "numpy", "pyarrow", "datasets")
 _NUM_EXAMPLES = 5
 _NUM_NEAR = 100
 # Every image is compared with every other one: beyond this it would take longer than all the rest.
 _MAX_COMPARED = 100_000
-_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[ -]?commercial", re.IGNORECASE)
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[ _-]?commercial", re.IGNORECASE)
+_RESTRICTED = re.compile(
+    r"proprietary|research|academic|educational|internal|confidential|restricted|all rights reserved|not for|"
+    r"no derivatives|(?<![a-z])nd(?![a-z])",
+    re.IGNORECASE,
+)
 _SPLIT_NAME = "CASE split " + " ".join(f"WHEN {i} THEN '{name}'" for i, name in enumerate(SPLITS)) + " END"
 _IMAGES = "FROM (SELECT DISTINCT json_extract(value, '$.sha256') FROM pairs, json_each(images))"
 
@@ -48,15 +57,20 @@ def build_report(ledger: Ledger, config: PrepareConfig, num_records: int) -> dic
         "images": ledger.number(f"SELECT COUNT(*) {_IMAGES}"),
         "groups": ledger.number("SELECT COUNT(DISTINCT group_id) FROM pairs"),
         "by_source": _count(ledger, "source"),
-        "by_split": _count(ledger, _SPLIT_NAME),
+        "by_split": _in_order(_count(ledger, _SPLIT_NAME)),
         "by_language": _count(ledger, "language"),
         "by_task": _count(ledger, "task"),
         "by_license": _count(ledger, "COALESCE(license, '')"),
-        "by_label": _count_by(ledger, "COALESCE(label, '')"),
-        "by_source_and_split": _count_by(ledger, _SPLIT_NAME),
+        "by_label": {
+            source: dict(sorted(counts.items(), key=lambda item: natural(item[0])))
+            for source, counts in _count_by(ledger, "COALESCE(label, '')").items()
+        },
+        "by_source_and_split": {source: _in_order(counts) for source, counts in _count_by(ledger, _SPLIT_NAME).items()},
+        "by_language_and_split": _languages_by_split(ledger),
         "labels_by_split": _labels_by_split(ledger),
         "licenses_to_check": _licenses_to_check(ledger),
         "near_duplicates": _near_duplicates(ledger),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         **_texts(ledger, config),
     }
 
@@ -72,6 +86,24 @@ def _count_by(ledger: Ledger, column: str, table: str = "pairs") -> dict[str, di
     for source, name, count in rows:
         counted[source][name] = count
     return {source: counts for source, counts in counted.items() if counts}
+
+
+def _in_order(counts: dict[str, int]) -> dict[str, int]:
+    return {split: counts[split] for split in SPLITS if split in counts}
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts `grade 2` before `grade 10`, and numbers before words."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part.lower()) for part in parts]
+
+
+def _languages_by_split(ledger: Ledger) -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {}
+    rows = ledger.query(f"SELECT language, {_SPLIT_NAME}, COUNT(*) FROM pairs GROUP BY 1, split ORDER BY 1, split")
+    for language, split, count in rows:
+        counted.setdefault(language, {})[split] = count
+    return counted
 
 
 def _labels_by_split(ledger: Ledger) -> dict[str, dict[str, dict[str, int]]]:
@@ -119,26 +151,56 @@ def _warnings(ledger: Ledger, missing: dict[str, tuple[int, str]], config: Prepa
             count, first = missing[source]
             verb = "files are" if count > 1 else "file is"
             warnings.append(f"{source}: {count:,} image {verb} missing, the first is {first}")
-    if config.dicom_patients == "ignore" and ledger.number(
-        "SELECT COUNT(*) FROM pairs WHERE json_extract(record, '$.patient_id') IS NULL "
-        "AND images LIKE '%\"names_patient\": true%'"
-    ):
+    for split in ("validation", "test"):
+        fraction = getattr(config, f"{split}_fraction")
+        if (
+            kept
+            and fraction > 0
+            and not ledger.number("SELECT COUNT(*) FROM pairs WHERE split = ?", SPLITS.index(split))
+        ):
+            warnings.append(
+                f"{split}_fraction: {fraction:g}, but no pair is in {split}: there are too few, or groups are too large"
+            )
+    return warnings + _patient_warnings(ledger, config)
+
+
+def _patient_warnings(ledger: Ledger, config: PrepareConfig) -> list[str]:
+    if config.patient_key_file is not None:
+        return []
+    warnings = []
+    named = "SELECT COUNT(*) FROM pairs WHERE images LIKE '%\"names_patient\": true%' AND "
+    named += "json_extract(record, '$.patient_id')"
+    if config.dicom_patients == "ignore" and ledger.number(f"{named} IS NULL"):
         warnings.append("dicom_patients: ignore: images of one patient may stand in two splits")
+    if count := ledger.number(f"{named} IS NOT NULL"):
+        warnings.append(
+            f"{count:,} pairs have a patient_id in the table and a patient in the DICOM header; without "
+            "patient_key_file the two were not compared: a patient whom the table names in two ways may stand in two "
+            "splits"
+        )
     return warnings
 
 
 def _licenses_to_check(ledger: Ledger) -> list[dict[str, Any]]:
-    """Licences that are blank, ambiguous or non-commercial, with the rows that have them."""
+    """Licences that are blank, ambiguous, non-commercial or otherwise restricted, with the rows that have them."""
     found = []
     rows = ledger.query(
         "SELECT COALESCE(license, ''), source, COUNT(*), MIN(n), place FROM pairs GROUP BY 1, 2 ORDER BY 3 DESC"
     )
     for name, source, count, _, place in rows:
-        problem = "blank" if not name else "non-commercial" if _NON_COMMERCIAL.search(name) else ""
-        problem = problem or ("ambiguous" if "ambiguous" in name.lower() else "")
-        if problem:
+        if problem := _license_problem(name):
             found.append({"license": name, "problem": problem, "source": source, "pairs": count, "first": place})
     return found
+
+
+def _license_problem(name: str) -> str:
+    if not name:
+        return "blank"
+    if _NON_COMMERCIAL.search(name):
+        return "non-commercial"
+    if _RESTRICTED.search(name):
+        return "restricted"
+    return "ambiguous" if "ambiguous" in name.lower() else ""
 
 
 def _near_duplicates(ledger: Ledger) -> dict[str, Any]:

@@ -19,6 +19,7 @@ OTHER_LANGUAGE = "language is not among `languages`"
 EMPTY_QUESTION = "question or answer is empty"
 EMPTY_TEXT = "text is empty"
 DUPLICATE = "duplicate"
+NO_UNICODE = "file name or text is not Unicode"
 
 FEATURES = datasets.Features(
     {

@@ -1,4 +1,4 @@
-"""Drops what only the pixels tell: disputed grades, and the same images with the same text."""
+"""Drops what only the pixels tell: disputed grades and labels, and the same images with the same text."""
 
 from itertools import groupby
 
@@ -12,6 +12,8 @@ _GRADED = ("knee", "chen")
 def settle(ledger: Ledger, keep_every_grade: bool) -> None:
     """Leaves one pair for each image, language and grade in the graded sources, then one for each image and text.
 
+    Where the same image and text carry several labels, none is left.
+
     Args:
         ledger: All pairs, with their images.
         keep_every_grade: Knee images that carry several grades keep one pair for each.
@@ -23,7 +25,15 @@ def settle(ledger: Ledger, keep_every_grade: bool) -> None:
         "SELECT group_concat(n) FROM pairs GROUP BY pixels, said, language, task HAVING COUNT(*) > 1"
     ):
         same = list(ledger.pairs(f"n IN ({members})"))
+        labels = {pair.record.label for _, pair in same} - {None}
+        if len(labels) > 1:
+            # Nobody can tell which is right; as with the knees, none is kept.
+            given = ", ".join(f"{pair.record.where} (label {pair.record.label})" for _, pair in same)
+            for n, pair in same:
+                ledger.drop(n, pair.drop("labels disagree", f"same pixels and text: {given}"))
+            continue
         (n, kept), *others = same
+        kept.record.label = next(iter(labels), None)
         for other, pair in others:
             kept.absorb(pair)
             ledger.drop(other, pair.drop(DUPLICATE, f"same pixels and text as {kept.record.where}"))

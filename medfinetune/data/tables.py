@@ -3,8 +3,9 @@
 import codecs
 import csv
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from medfinetune.errors import InputError
 
 Row = dict[str, Any]
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _ENCODING_HINT = "`reports_encoding` names another encoding, e.g. gb18030, utf-16 or latin-1"
 
 
-def read_table(path: Path, encoding: str | None = None) -> Iterator[tuple[str, Row]]:
-    """Yields `row 7` or `line 7`, and the row.
+def read_table(
+    path: Path, encoding: str | None = None, separator: str | None = None, columns: Collection[str] | None = None
+) -> Iterator[tuple[str, Row]]:
+    """Yields `row 7` or `line 7`, and the row; not-a-number, as pandas writes what is missing, is None.
 
     Args:
         path: The file; its ending tells its kind.
         encoding: Of a text file; what its mark says where left out, or UTF-8.
+        separator: Between the cells of a CSV or TSV file; comma and tabulator where left out.
+        columns: Of a parquet file, the only ones that are read.
 
     Raises:
         InputError: Not one of the four kinds, another encoding, or damaged; the row is named.
@@ -32,9 +38,26 @@ def read_table(path: Path, encoding: str | None = None) -> Iterator[tuple[str, R
     if suffix not in _SUFFIXES:
         raise InputError(f"{path}: must end in {', '.join(_SUFFIXES)} (reports_file)")
     if suffix == ".parquet":
-        return _parquet_rows(path)
-    encoding = encoding or encoding_of(path)
-    return _jsonl_rows(path, encoding) if suffix == ".jsonl" else _csv_rows(path, encoding)
+        rows = _parquet_rows(path, columns)
+    elif suffix == ".jsonl":
+        rows = _jsonl_rows(path, encoding or encoding_of(path))
+    else:
+        separator = separator or ("\t" if suffix == ".tsv" else ",")
+        rows = _csv_rows(path, encoding or encoding_of(path), separator)
+    return ((where, {key: _known(value) for key, value in row.items()}) for where, row in rows)
+
+
+def whole_number_columns(rows: Iterator[tuple[str, Row]], columns: Collection[str]) -> set[str]:
+    """Those of `columns` that hold nothing but whole numbers written as `1.0`: so pandas writes ids with gaps."""
+    floats, others = set(), set()
+    for _, row in rows:
+        for column in columns:
+            cell = str(row.get(column) if row.get(column) is not None else "").strip()
+            if WHOLE_FLOAT.fullmatch(cell):
+                floats.add(column)
+            elif cell and not cell.isdecimal():
+                others.add(column)
+    return floats - others
 
 
 def encoding_of(path: Path) -> str:
@@ -54,12 +77,16 @@ def check_encoding(encoding: str | None) -> None:
         raise InputError(f"reports_encoding: {encoding}: no such encoding; try utf-8, gb18030 or latin-1") from error
 
 
-def _csv_rows(path: Path, encoding: str) -> Iterator[tuple[str, Row]]:
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
+
+
+def _csv_rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[str, Row]]:
     # A report may be longer than the 131,072 characters that the csv module takes by default.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(newline="", encoding=encoding) as file:
         try:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            reader = csv.DictReader(file, delimiter=separator, strict=True)
             columns = reader.fieldnames or []
             repeated = next((column for column in columns if columns.count(column) > 1), None)
             if repeated is not None:
@@ -96,12 +123,13 @@ def _plain(encoding: str) -> str:
     return encoding.upper().removesuffix("-SIG")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[tuple[str, Row]]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
             # Rows may hold whole images.
-            for batch in file.iter_batches(batch_size=100):
+            wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            for batch in file.iter_batches(batch_size=100, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row

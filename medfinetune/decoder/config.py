@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 from trl import SFTConfig
 
+from medfinetune.distributed import check_deepspeed, join_deepspeed_on_cpu
 from medfinetune.errors import InputError
 
 TEXT_LAYERS = r".*language_model.*\.(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|o_proj)"
 """Attention of the text layers only: plain names such as `q_proj` land in the vision tower too."""
+CROSS_ATTENTION_LAYERS = TEXT_LAYERS.replace("(self_attn|cross_attn)", "cross_attn")
 
 
 @dataclass
@@ -48,14 +50,85 @@ class MllamaSFTConfig(SFTConfig):
     lora_target_modules: str = field(
         default=TEXT_LAYERS, metadata={"help": "Regular expression of the modules that get an adapter."}
     )
-    freeze_vision: bool = field(
-        default=True, metadata={"help": "Leave the vision tower as it is (the projector still trains)."}
+    lora_use_dora: bool = field(default=False, metadata={"help": "Learn the size of each weight's columns too (DoRA)."})
+    lora_use_rslora: bool = field(
+        default=False, metadata={"help": "Scale adapters by alpha over the root of the rank (rsLoRA)."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the frozen weights in 4 bits; needs use_peft."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Keep the frozen weights in 8 bits; needs use_peft."})
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(
+        default="nf4", metadata={"help": "The 16 values that 4 bits stand for."}
+    )
+    bnb_4bit_use_double_quant: bool = field(
+        default=True, metadata={"help": "Quantise the scales of the 4-bit blocks too: 0.4 bits less a weight."}
+    )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "Write the model with its adapter merged in, checked, into merged/ below output_dir."},
+    )
+    freeze_vision: bool = field(default=True, metadata={"help": "Leave the vision tower as it is."})
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Leave the projector from the tower to the text layers as it is."}
+    )
+    train_cross_attention_only: bool = field(
+        default=False,
+        metadata={"help": "Train the text model's cross-attention layers alone (with use_peft: adapters in them)."},
     )
     fast_vision: bool = field(
         default=True,
         metadata={
             "help": "Encode images without padded and repeated tiles and without the backward of a frozen tower: the "
             "same features to rounding."
+        },
+    )
+    reference_attention_mask: bool = field(
+        default=False,
+        metadata={
+            "help": "Let tokens before the first image see nothing of it, as in Meta's own code; transformers lets "
+            "them. Saved with the model, and honoured by everything here that loads it."
+        },
+    )
+    vision_cache: Literal["off", "memory", "disk"] = field(
+        default="off",
+        metadata={
+            "help": "Keep the features of images across epochs, where tower and projector are frozen. memory: in each "
+            "process. disk: below data_dir (or output_dir), for all processes and later runs."
+        },
+    )
+    vision_cache_gib: float = field(
+        default=32.0, metadata={"help": "How much vision_cache keeps; what was not used the longest goes first."}
+    )
+    predict_with_generate: bool = field(
+        default=False,
+        metadata={"help": "Write answers at each evaluation and score them: eval_bleu_en ..., eval_finding_accuracy."},
+    )
+    predict_samples: int = field(
+        default=64, metadata={"help": "Validation chats that are answered, always the same; -1 for all."}
+    )
+    predict_max_new_tokens: int = field(default=256, metadata={"help": "Longest answer written, in tokens."})
+    lexicon: str | None = field(
+        default=None,
+        metadata={"help": "For finding accuracy: the name of a lexicon of the library (phantom), or a YAML file."},
+    )
+    recompute: Literal["auto", "all", "none"] = field(
+        default="auto",
+        metadata={
+            "help": "Text layers that are recomputed in the backward to save memory. auto: as few as keep activations "
+            "under recompute_memory_gib. all. none. activation_checkpointing: false is the same as none."
+        },
+    )
+    recompute_memory_gib: float | None = field(
+        default=None,
+        metadata={
+            "help": "GiB per process that recompute: auto lets a batch of the longest rows store in the text layers; "
+            "left out, no more than stock TRL stores in the tower and the text together."
+        },
+    )
+    same_image_together: bool = field(
+        default=False,
+        metadata={
+            "help": "Bring questions about one image into one batch, where it is encoded once. Batches get less "
+            "varied. Where train_sampling_strategy is group_by_length, lengths count too."
         },
     )
     remove_unused_columns: bool = field(
@@ -76,6 +149,71 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError("packing: must be false; chats of one row would see the images of another")
         if self.max_length is None or self.max_length < 1:
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
-        if self.dry_run and not torch.accelerator.is_available():
-            self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
+        if self.same_image_together and self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise InputError(
+                f"same_image_together: does not go with train_sampling_strategy: {self.train_sampling_strategy}; use "
+                "random or group_by_length"
+            )
+        if self.recompute_memory_gib is not None and self.recompute_memory_gib <= 0:
+            raise InputError("recompute_memory_gib: give GiB above 0, or leave it out")
+        self._check_cache_and_predictions()
+        self._check_what_trains()
+        deepspeed = self.deepspeed
+        if deepspeed:
+            check_deepspeed(deepspeed, self.dry_run)
+        no_accelerator = not torch.accelerator.is_available()
+        if self.dry_run:
+            self.deepspeed = None  # counting needs no DeepSpeed
+            self.use_cpu = self.use_cpu or no_accelerator  # or a 16-bit recipe could only be checked where it can run
+        elif deepspeed and no_accelerator:
+            # DeepSpeed takes no `use_cpu`: its processes are joined first, and the Trainer must not join them again.
+            join_deepspeed_on_cpu()
+            self.use_cpu, self.accelerator_config = False, {"use_configured_state": True}
         super().__post_init__()
+        self.deepspeed = deepspeed
+        if self.recompute == "all" and not self.activation_checkpointing:
+            raise InputError("recompute: all does not go with activation_checkpointing: false; leave one of them out")
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to
+
+    def _check_cache_and_predictions(self) -> None:
+        for key in ("assistant_only_loss", "completion_only_loss", "padding_free", "use_liger_kernel"):
+            if getattr(self, key):
+                raise InputError(f"{key}: leave it out; train_on says what is learned, and Mllama takes no other batch")
+        if self.vision_cache != "off" and self.vision_cache_gib <= 0:
+            raise InputError("vision_cache_gib: must be more than 0")
+        if self.predict_samples < 1 and self.predict_samples != -1:
+            raise InputError("predict_samples: must be at least 1, or -1 for all")
+        if self.predict_max_new_tokens < 1:
+            raise InputError("predict_max_new_tokens: must be at least 1")
+        if self.lexicon is not None and not self.predict_with_generate:
+            raise InputError("lexicon: is only used with predict_with_generate: true")
+        metric = str(self.metric_for_best_model or "").removeprefix("eval_")
+        if "finding_accuracy" in metric and self.lexicon is None:
+            raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true and a lexicon")
+        if metric.startswith("bleu") and not self.predict_with_generate:
+            raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true")
+        if metric == "perplexity" and self.greater_is_better is None:
+            self.greater_is_better = False
+
+    def _check_what_trains(self) -> None:
+        bits = [key for key in ("load_in_4bit", "load_in_8bit") if getattr(self, key)]
+        if len(bits) == 2:
+            raise InputError("load_in_4bit: is true, and so is load_in_8bit; choose one")
+        for key in bits:
+            if not self.use_peft:
+                raise InputError(f"{key}: quantised weights do not train; set use_peft: true")
+            if self.deepspeed:
+                raise InputError(f"{key}: does not go with deepspeed; train without one of the two")
+        if self.merge_adapter and not self.use_peft:
+            raise InputError("merge_adapter: there is no adapter to merge; set use_peft: true")
+        if self.train_cross_attention_only:
+            if not self.freeze_vision:
+                raise InputError("train_cross_attention_only: freezes the vision tower, but freeze_vision is false")
+            if self.lora_target_modules != TEXT_LAYERS:
+                raise InputError("train_cross_attention_only: gives the adapters their place; drop lora_target_modules")
+        kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            raise InputError(
+                "activation_checkpointing_kwargs: use_reentrant must be false; image features would get no gradient"
+            )

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from medfinetune.decoder.collator import IGNORED, MllamaCollator
+from medfinetune.decoder.chat_tokens import IGNORED
+from medfinetune.decoder.collator import MllamaCollator
 
 
 @torch.no_grad()
@@ -20,17 +21,21 @@ def generate(
     batch_size: int = 8,
     max_length: int = 2048,
     date_string: str = "26 Jul 2024",
+    progress: bool = True,
+    in_step: bool = False,
 ) -> list[str]:
     """Answers the last user turn of each chat, greedily.
 
     Args:
         model: A Mllama, with or without adapters.
         processor: Its processor.
-        chats: Rows with `images` and `messages`; answers at the end of `messages` are not shown to the model.
+        chats: What the collator takes; an answer at the end, or a completion, is not shown to the model.
         max_new_tokens: Tokens of an answer at most.
         batch_size: Chats at once.
         max_length: Tokens of a prompt at most.
         date_string: As in training.
+        progress: Whether a bar is shown.
+        in_step: Whether all processes go on until the last has its answers, as ZeRO-3 needs it.
 
     Returns:
         One text for each chat, without special tokens.
@@ -38,11 +43,18 @@ def generate(
     model.eval()
     collator = MllamaCollator(processor, max_length, date_string=date_string, for_generation=True)
     answers: list[str] = []
-    for rows in _batches(chats, batch_size, "generating"):
+    for rows in _batches(chats, batch_size, "generating", progress):
         batch = {name: tensor.to(model.device) for name, tensor in collator(rows).items()}
         # The checkpoint's own generation config samples; a score must not depend on luck.
         output = model.generate(
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None
+            **batch,
+            max_new_tokens=max_new_tokens,
+            use_cache=True,
+            synced_gpus=in_step,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
         )
         new = output[:, batch["input_ids"].shape[1] :]
         answers += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -79,8 +91,10 @@ def perplexity(
     return {"perplexity": math.exp(total / num_tokens) if num_tokens else math.nan, "num_tokens": num_tokens}
 
 
-def _batches(chats: Sequence[dict[str, Any]], batch_size: int, what: str) -> Iterator[list[dict[str, Any]]]:
-    with tqdm(total=len(chats), desc=what, unit="chat", leave=False) as progress:
+def _batches(
+    chats: Sequence[dict[str, Any]], batch_size: int, what: str, show: bool = True
+) -> Iterator[list[dict[str, Any]]]:
+    with tqdm(total=len(chats), desc=what, unit="chat", leave=False, disable=not show) as progress:
         for start in range(0, len(chats), batch_size):
             rows = [chats[i] for i in range(start, min(start + batch_size, len(chats)))]
             yield rows

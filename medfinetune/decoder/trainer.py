@@ -1,17 +1,32 @@
 """TRL's supervised fine-tuning with the labels and masks that Mllama needs."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import lora_config, skip_cross_attention_without_image
+from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
+from medfinetune.decoder.head import score_labels_only
+from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
+from medfinetune.decoder.predictions import PredictionSample
+from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
+from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
+from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
 from medfinetune.decoder.vision import use_fast_vision
-from medfinetune.training import StopOnNonFiniteLoss
+from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
+from medfinetune.distributed import gather_objects
+from medfinetune.errors import InputError
+from medfinetune.training import StopOnNonFiniteLoss, saving_to, where_to_go_on
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -35,18 +50,29 @@ class MllamaSFTTrainer(SFTTrainer):
         Args:
             model: A `MllamaForConditionalGeneration`.
             args: The run's settings.
-            train_dataset: Rows with `images` and `messages` (as `load_chats` gives them).
+            train_dataset: Rows with `images` and `messages` (as `load_chats` gives them), or `prompt` and `completion`.
             eval_dataset: The same.
             processing_class: The `MllamaProcessor`; saved with every checkpoint.
             data_collator: A `MllamaCollator` where left out.
             **kwargs: As for `trl.SFTTrainer`.
+
+        Raises:
+            InputError: `lora_target_modules` names no module.
         """
-        skip_cross_attention_without_image(model)
+        if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
+            raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
+        if args.reference_attention_mask:
+            model.config.reference_attention_mask = True
+        use_exact_rows(model, args.reference_attention_mask)
         use_fast_vision(model, args.fast_vision)
+        keep_stock_names(model)
         if args.use_peft:
-            kwargs.setdefault("peft_config", lora_config(args))
-        elif args.freeze_vision:
-            model.model.vision_model.requires_grad_(False)
+            kwargs.setdefault("peft_config", lora_config(args, model))
+        else:
+            freeze(model, args)
+        # Else TRL tokenises chats without images itself, and holds whole-vocabulary scores of all tokens for metrics.
+        args.dataset_kwargs = (args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
+        kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(dim=-1))
         super().__init__(
             model=model,
             args=args,
@@ -57,4 +83,167 @@ class MllamaSFTTrainer(SFTTrainer):
             or MllamaCollator(processing_class, args.max_length, args.train_on, args.date_string),
             **kwargs,
         )
+        self._ids: list[str] = []
+        # TRL asks for reentrant checkpointing under PEFT and ZeRO-3, where the image's features would get no gradient.
+        without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
+        score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
+        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, train_dataset)))
         self.add_callback(StopOnNonFiniteLoss())
+        self._set_up_vision_cache()
+        self._check_predictions()
+        self._scored: list[tuple[float, int]] = []
+
+    def _check_predictions(self) -> None:
+        """What is wrong with the answers to write is told before the first step."""
+        if self.args.predict_with_generate:
+            if self.eval_dataset is None:
+                raise InputError("predict_with_generate: there is no validation set; set eval_strategy and give one")
+            for rows in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                PredictionSample(rows, self.args)
+
+    def _set_up_vision_cache(self) -> None:
+        args = self.args
+        beside = args.data_dir if args.data_dir and Path(args.data_dir).is_dir() else args.output_dir
+        folder = Path(beside) / "cache" / "vision"
+        use_vision_cache(self.model, args.vision_cache, args.vision_cache_gib, folder, args.world_size)
+        if args.vision_cache != "off" and args.process_index == 0:
+            mllama, processor = mllama_inside(self.model), self.processing_class.image_processor
+            print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of."""
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if result[0] is not None:
+            num_tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
+            self._scored.append((result[0].item() * num_tokens, num_tokens))
+        return result
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
+        self._scored = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        scored = [pair for part in gather_objects(self._scored) for pair in part]
+        num_tokens = sum(count for _, count in scored)
+        figures = {}
+        if num_tokens:
+            mean = sum(nll for nll, _ in scored) / num_tokens
+            figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
+        if self.args.predict_with_generate:
+            sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
+            with self.compute_loss_context_manager():
+                figures |= sample.score(sample.predict(self.model, self.processing_class))
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.use_peft and self.args.reference_attention_mask:
+            # An adapter's folder has no config of the model; `load_decoder` reads the rule from this one.
+            self.model.get_base_model().config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
+        """Transformers' own order, unless rows of like length or of one image are to come together."""
+        rows, args = self.train_dataset if train_dataset is None else train_dataset, self.args
+        by_length = args.train_sampling_strategy == "group_by_length"
+        if not (by_length or args.same_image_together) or isinstance(rows, datasets.IterableDataset):
+            return super()._get_train_sampler(train_dataset)
+        return BatchSampler(
+            len(rows),
+            args.per_device_train_batch_size,
+            identify_images(rows) if args.same_image_together else None,
+            measure_lengths(rows, getattr(self.data_collator, "collator", self.data_collator)) if by_length else None,
+            args.gradient_accumulation_steps * args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+
+    def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
+        collator = self.data_collator
+        # Samplers look at the dataset's columns, which only the dataset itself has.
+        sampler = (lambda _: sampler_fn(dataset)) if sampler_fn is not None else None
+        try:
+            self.data_collator = NamedBatches(collator)
+            return super()._get_dataloader(ReadableRows(dataset), *args, sampler_fn=sampler, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(super()._prepare_inputs(inputs))
+        self._ids = inputs.pop("ids", [])
+        if self.args.world_size > 1:
+            inputs = with_empty_image(inputs, self.model.config)
+        return inputs
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in TRL.
+
+        Raises:
+            InputError: The first batch has no token to learn from, or memory runs out.
+        """
+        if not self.state.global_step and num_items_in_batch is not None and not int(num_items_in_batch):
+            raise InputError(
+                f"{self.args.data_dir}: the first batch has no token to learn from ({', '.join(inputs.get('ids', []))}"
+                "); are the assistant's turns empty?"
+            )
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"step {self.state.global_step}: out of memory; the longest row of the batch is "
+                f"{describe_longest(inputs, self._ids)}. {_what_saves_memory(self.args)}. "
+                f"{where_to_go_on(self.args.output_dir)}"
+            ) from error
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with saving_to(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
+
+def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any) -> int:
+    """How many text layers a run recomputes.
+
+    Args:
+        model: With or without adapters, what is frozen frozen.
+        args: The run's settings.
+        train_dataset: Rows with `images`; where none has one, stock stores nothing in the tower either.
+    """
+    num_layers = model.config.text_config.num_hidden_layers
+    if not args.activation_checkpointing or args.recompute == "none":
+        return 0
+    if args.recompute == "all":
+        return num_layers
+    stored = measure_stored_bytes(
+        model.config,
+        lora_config(args) if args.use_peft else None,
+        args.per_device_train_batch_size,
+        args.max_length,
+        int(has_images(train_dataset)),
+        getattr(torch, args.dtype),
+        args.bf16,
+    )
+    if args.recompute_memory_gib is not None:
+        return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
+    trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
+    saves_tower = args.fast_vision and not trains
+    return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
+
+
+def _what_saves_memory(args: MllamaSFTConfig) -> str:
+    ways = []
+    if args.per_device_train_batch_size > 1:
+        ways.append("per_device_train_batch_size: 1 (and gradient_accumulation_steps as many times larger)")
+    if not args.activation_checkpointing:
+        ways.append("activation_checkpointing: true")
+    if not args.use_peft:
+        ways.append("use_peft: true")
+    elif not (args.load_in_4bit or args.deepspeed):
+        ways.append("load_in_4bit: true")
+    ways.append(f"a max_length below {args.max_length}")
+    return f"Try, in this order: {'; '.join(ways)}"

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama.modeling_mllama import MllamaVisionAttention, MllamaVisionModel
 
+from medfinetune.distributed import sum_over_processes, world_size
+
 _PAD_TO = 8
 """Stock pads each tile's tokens with zeros to a multiple of this."""
 
@@ -30,6 +32,9 @@ def use_fast_vision(model: nn.Module, enabled: bool = True) -> None:
 
     A tower of which any weight trains keeps its graph and encodes every padded tile, as in stock; so does one whose
     slots of padded tiles have different position embeddings. Calling it again changes nothing.
+
+    On the meta device, where operations are counted, `aspect_ratio_mask` has to be on the CPU: the layout follows from
+    it. Padded tiles are taken for alike there, and images for equal where `pixel_values` was expanded from one row.
 
     Args:
         model: A Mllama, with or without adapters.
@@ -110,21 +115,46 @@ def _encode_images(
         images = pixel_values.flatten(0, 1).to(tower.patch_embedding.weight.device, tower.dtype)
         ratio_ids = aspect_ratio_ids.reshape(-1)
         num_tiles = aspect_ratio_mask.reshape(len(images), -1).sum(dim=1).tolist()
-        firsts, places = _distinct(images, ratio_ids.tolist(), num_tiles)
+        firsts, places = _distinct(images, ratio_ids, num_tiles)
         features: dict[int, Tensor] = {}
-        for count in sorted({num_tiles[i] for i in firsts}):
+        unneeded: Tensor | float = 0.0
+        for count in _counts_of_all({num_tiles[i] for i in firsts}, tower, images):
             rows = [i for i in firsts if num_tiles[i] == count]
-            features |= zip(rows, _encode(tower, images[rows], ratio_ids[rows], count), strict=True)
-        return BaseModelOutput(last_hidden_state=torch.stack([features[i] for i in places]).unflatten(0, shape))
+            if rows:
+                features |= zip(rows, _encode(tower, images[rows], ratio_ids[rows], count), strict=True)
+            else:
+                # In the graph, if there is one: the backward too runs equally often in all processes.
+                unneeded = unneeded + 0 * _encode(tower, torch.zeros_like(images[:1]), 0 * ratio_ids[:1], count).sum()
+        together = torch.stack([features[i] for i in places]) + unneeded
+        return BaseModelOutput(last_hidden_state=together.unflatten(0, shape))
 
 
-def _distinct(images: Tensor, ratio_ids: list[int], num_tiles: list[int]) -> tuple[list[int], list[int]]:
-    """The first of each set of equal images, and for each image the first that equals it."""
+def _counts_of_all(counts: set[int], tower: nn.Module, images: Tensor) -> list[int]:
+    """The numbers of tiles that images have, in all processes where weights are shared out among them.
+
+    Under ZeRO-3 each call of a module brings its weights from all processes: one that called a layer less often than
+    the others would let them wait for ever.
+    """
+    if world_size() == 1 or not all(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        return sorted(counts)
+    present = torch.zeros(images.shape[1] + 1, device=images.device)
+    present[list(counts)] = 1
+    return sum_over_processes(present).nonzero().flatten().tolist()
+
+
+def _distinct(images: Tensor, ratio_ids: Tensor, num_tiles: list[int]) -> tuple[list[int], list[int]]:
+    """The first of each set of equal images, and for each image the first that equals it.
+
+    On the meta device there are no pixels to compare: images of one tensor that was expanded are equal, others differ.
+    """
+    if images.is_meta:
+        expanded = images.stride(0) == 0
+        return ([0], [0] * len(images)) if expanded else (list(range(len(images))), list(range(len(images))))
     # Sums tell most apart at once; pixels are compared only where those agree.
     sums = images.flatten(1).sum(dim=1, dtype=torch.float64).tolist()
     firsts: dict[tuple, list[int]] = {}
     places = []
-    for i, key in enumerate(zip(sums, ratio_ids, num_tiles, strict=True)):
+    for i, key in enumerate(zip(sums, ratio_ids.tolist(), num_tiles, strict=True)):
         same = firsts.setdefault(key, [])
         found = next((first for first in same if torch.equal(images[first], images[i])), None)
         if found is None:

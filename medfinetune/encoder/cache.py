@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from medfinetune.encoder.collator import SigLIPCollator
@@ -64,12 +65,18 @@ class PairCache(torch.utils.data.Dataset):
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What `SigLIPCollator` gives: `pixel_values`, `input_ids` and `group_ids`."""
-        pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows]))
-        return {
-            "pixel_values": self._collator.normalise(pixels),
-            "input_ids": torch.stack([row["input_ids"] for row in rows]).long(),
-            "group_ids": torch.stack([row["group_ids"] for row in rows]),
-        }
+        # One image at a time stays within the processor's cache, and `default_collate` lays the batch straight into
+        # the memory that a worker shares with the trainer.
+        return default_collate(
+            [
+                {
+                    "pixel_values": self._collator.normalise(torch.from_numpy(np.array(row["pixels"]))[None])[0],
+                    "input_ids": row["input_ids"].long(),
+                    "group_ids": row["group_ids"],
+                }
+                for row in rows
+            ]
+        )
 
     def _fill(self, path: Path, shape: tuple[int, ...], rows: list[int], pairs: datasets.Dataset) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,9 @@ from transformers import TrainingArguments
 
 from medfinetune.errors import InputError
 
+ATTENTION = r".*(vision_model|text_model)\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+"""Attention of both towers' layers; the pooling head is left alone."""
+
 
 @dataclass
 class SigLIPConfig(TrainingArguments):
@@ -59,6 +62,70 @@ class SigLIPConfig(TrainingArguments):
     logit_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of temperature and bias; learning_rate where left out."}
     )
+    zero_shot_file: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Tasks to grade the validation images for: knee_grade, skin_diagnosis, or YAML files."},
+    )
+    freeze: Literal["none", "vision", "text"] = field(
+        default="none", metadata={"help": "The tower that stays as it is; vision is LiT (arXiv:2111.07991)."}
+    )
+    vision_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision tower; learning_rate where left out."}
+    )
+    text_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text tower; learning_rate where left out."}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Rate of each layer over that of the layer above it, in (0, 1]; 1: all alike."},
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of the weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA adapters."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA adapters."})
+    lora_target_modules: str = field(
+        default=ATTENTION, metadata={"help": "Regular expression of the modules that get an adapter."}
+    )
+    merge: bool = field(
+        default=False,
+        metadata={"help": "With use_peft: also save adapter and weights as one plain SigLIP, in output_dir/merged."},
+    )
+    wise_ft: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of the fine-tuned weights, in [0, 1], to mix with the start checkpoint's at the end; the "
+            "best on the validation split is saved in output_dir/wise_ft (arXiv:2109.01903)."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "How much better it must be for early stopping to count it."}
+    )
+    unique_captions: bool = field(
+        default=False,
+        metadata={"help": "Keep pairs with one text or one image out of each other's batch, of all processes."},
+    )
+    rotation_degrees: float = field(
+        default=0.0, metadata={"help": "Training images are turned by up to so many degrees, to either side."}
+    )
+    crop_scale_min: float = field(
+        default=1.0, metadata={"help": "Smallest share of a training image's area that a random crop keeps, in (0, 1]."}
+    )
+    brightness: float = field(
+        default=0.0, metadata={"help": "Training images are made brighter or darker by up to this share, in [0, 1)."}
+    )
+    contrast: float = field(
+        default=0.0, metadata={"help": "The contrast of training images changes by up to this share, in [0, 1)."}
+    )
+    horizontal_flip_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of training images that are mirrored, with left and right swapped in their text; pairs "
+            "whose sides cannot be swapped safely are left alone."
+        },
+    )
     save_strategy: str = field(default="steps", metadata={"help": "When to save: steps, epoch or no."})
     metric_for_best_model: str = field(
         default="recall_at_1", metadata={"help": "The validation figure that chooses the checkpoint."}
@@ -91,6 +158,7 @@ class SigLIPConfig(TrainingArguments):
             self.load_best_model_at_end = False
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise InputError(f"micro_batch_size: {self.micro_batch_size}: must be at least 1")
+        _check_fine_tuning(self)
         if self.dry_run and not torch.accelerator.is_available():
             self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
         super().__post_init__()
@@ -99,3 +167,28 @@ class SigLIPConfig(TrainingArguments):
     def num_texts_compared(self) -> int:
         """How many texts each image is compared with: those of one batch of all processes."""
         return self.per_device_train_batch_size * self.world_size
+
+
+def _check_fine_tuning(args: SigLIPConfig) -> None:
+    for keys, right, wanted in (
+        ("layer_decay crop_scale_min", lambda value: 0 < value <= 1, "in (0, 1]"),
+        ("brightness contrast lora_dropout", lambda value: 0 <= value < 1, "in [0, 1)"),
+        ("horizontal_flip_probability", lambda value: 0 <= value <= 1, "in [0, 1]"),
+        ("rotation_degrees", lambda value: 0 <= value <= 180, "in [0, 180]"),
+        ("logit_lr vision_lr text_lr", lambda value: value is None or value >= 0, "0 or more"),
+        ("early_stopping_threshold", lambda value: value >= 0, "0 or more"),
+        ("early_stopping_patience", lambda value: value is None or value >= 1, "1 or more"),
+        ("lora_r lora_alpha", lambda value: value >= 1, "1 or more"),
+        ("wise_ft", lambda values: all(0 <= value <= 1 for value in values), "a list of shares in [0, 1]"),
+    ):
+        for key in keys.split():
+            if not right(getattr(args, key)):
+                raise InputError(f"{key}: {getattr(args, key)} must be {wanted}")
+    if args.eval_strategy == "no":
+        for key in ("wise_ft", "early_stopping_patience"):
+            if getattr(args, key):
+                raise InputError(f"{key}: needs figures of the validation split; set eval_strategy to steps or epoch")
+    if args.early_stopping_patience and not args.load_best_model_at_end:
+        raise InputError("early_stopping_patience: needs load_best_model_at_end: true")
+    if args.merge and not args.use_peft:
+        raise InputError("merge: there is nothing to merge without use_peft: true")

@@ -8,19 +8,21 @@ import datasets
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from medfinetune.distributed import gather, rank, world_size
+from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
-from medfinetune.encoder.metrics import retrieval_metrics
+from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
+from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
+from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
+from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.training import StopOnNonFiniteLoss
-
-_SCALE_AND_BIAS = ("logit_scale", "logit_bias")
 
 
 class SigLIPTrainer(Trainer):
@@ -30,7 +32,8 @@ class SigLIPTrainer(Trainer):
     known (`duplicates`). Gradient accumulation on top averages such losses.
 
     Logs `logit_scale` (the log that the checkpoint stores), `temperature` (its exponential) and `logit_bias`; keeps
-    these two parameters out of weight decay; evaluates recall over the whole set, in both directions and by language.
+    these two parameters out of weight decay; evaluates recall and mean average precision over the whole set, in both
+    directions and by language, and zero-shot grades by the tasks of `zero_shot_file`.
     """
 
     def __init__(
@@ -55,16 +58,22 @@ class SigLIPTrainer(Trainer):
         """
         initialise_temperature_and_bias(model, args.temperature_bias_init, args.num_texts_compared)
         super().__init__(
-            model=model,
+            model=prepare_to_learn(model, args),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
-            compute_metrics=None if eval_dataset is None else _metrics_of(eval_dataset),
+            compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
             **kwargs,
         )
         self.add_callback(StopOnNonFiniteLoss())
+        self._follow_epoch = FollowEpoch()
+        if hasattr(train_dataset, "set_epoch"):
+            self._follow_epoch.followers.append(train_dataset)
+        self.add_callback(self._follow_epoch)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
 
     def compute_loss(
         self,
@@ -95,6 +104,7 @@ class SigLIPTrainer(Trainer):
         all_groups = None if groups is None else gather(groups)
         log_scale, bias = _scale_and_bias(model)
         share = 1 / self.current_gradient_accumulation_steps
+        self._make_room_for_gradients(model)
 
         def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             outputs = model(**piece)
@@ -111,6 +121,17 @@ class SigLIPTrainer(Trainer):
             lambda: self.accelerator.no_sync(model),
         )
         return loss * share
+
+    def _make_room_for_gradients(self, model: nn.Module) -> None:
+        """Gives gradients their memory before the activations get theirs.
+
+        Made during the first backward, they would settle in the gaps that its activations leave, and the next
+        micro-batch would need new memory: 15% more at the peak on a CPU. DeepSpeed and FSDP keep gradients themselves.
+        """
+        if self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Callable[..., Tensor]:
         function = sigmoid_loss if self.args.loss_type == "sigmoid" else softmax_normalized_loss
@@ -140,18 +161,35 @@ class SigLIPTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay would pull the temperature towards 1: it and the bias are left out."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith(_SCALE_AND_BIAS)]
+        return [name for name in names if not name.endswith(SCALE_AND_BIAS)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives temperature and bias a group of their own where `logit_lr` is set."""
-        if self.optimizer is None and self.args.logit_lr is not None:
-            optimizer = super().create_optimizer(model)
-            scalars = [p for name, p in (model or self.model).named_parameters() if name.endswith(_SCALE_AND_BIAS)]
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if all(p is not scalar for scalar in scalars)]
-            optimizer.add_param_group({"params": scalars, "lr": self.args.logit_lr, "weight_decay": 0.0})
-            return optimizer
-        return super().create_optimizer(model)
+        """Gives each tower and layer the rate that `layer_decay`, `vision_lr`, `text_lr` and `logit_lr` ask for."""
+        if self.optimizer is None:
+            optimizer, model, args = super().create_optimizer(model), model or self.model, self.args
+            layers = {
+                "vision": model.config.vision_config.num_hidden_layers,
+                "text": model.config.text_config.num_hidden_layers,
+            }
+            names = [name for name, _ in model.named_parameters()]
+            rates = args.learning_rate, args.layer_decay, args.vision_lr, args.text_lr, args.logit_lr
+            split_groups(optimizer, model, learning_rates(names, layers, *rates))
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        if not self.args.unique_captions:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.world_size
+        sampler = UniqueCaptionSampler(*pair_keys(train_dataset or self.train_dataset), batch_size, seed)
+        self._follow_epoch.followers.append(sampler)
+        if self.is_world_process_zero():
+            repeats = sampler.num_repeats(sampler.order(0))
+            print(
+                f"unique_captions: {repeats:,} of {len(sampler):,} pairs share text or image with another of their "
+                f"batch of {batch_size}, which could not be avoided"
+            )
+        return sampler
 
     def prediction_step(
         self,
@@ -168,6 +206,36 @@ class SigLIPTrainer(Trainer):
         embeds = (outputs.image_embeds.float(), outputs.text_embeds.float())
         # The Trainer asks for labels before it computes metrics; which row is which follows from their order.
         return None, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
+
+    def _metrics_of(
+        self, dataset: datasets.Dataset | PairCache, args: SigLIPConfig
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        if isinstance(dataset, PairCache):
+            languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
+        else:
+            columns = dataset.select_columns(["language", "pixel_sha256", "text"])
+            languages, texts = list(columns["language"]), list(columns["text"])
+            image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
+        names = args.zero_shot_file
+        grader = zero_shot_grader(names, dataset, image_keys, languages, args.data_dir) if names else None
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
+            metrics = retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
+            return metrics if grader is None else metrics | self._grades(grader, image_embeds)
+
+        return compute
+
+    def _grades(self, grader: ZeroShotGrader, image_embeds: Tensor) -> dict[str, float]:
+        """Every process takes them all: where the model is split over them, each must go through it."""
+
+        def embed(texts: list[str]) -> Tensor:
+            batch_size, max_length = self.args.per_device_eval_batch_size, self.args.max_text_length
+            with self.compute_loss_context_manager():
+                return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
+
+        scale, bias = _scale_and_bias(self.model)
+        return grader.figures(image_embeds, embed, scale.exp().item(), bias.item())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds temperature and bias to every line that has a training loss."""
@@ -198,18 +266,3 @@ def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int)
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
     model = getattr(model, "module", model)
     return model.logit_scale.squeeze(), model.logit_bias.squeeze()
-
-
-def _metrics_of(dataset: datasets.Dataset | PairCache) -> Callable[[EvalPrediction], dict[str, float]]:
-    if isinstance(dataset, PairCache):
-        languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
-    else:
-        columns = dataset.select_columns(["language", "pixel_sha256", "text"])
-        languages, texts = list(columns["language"]), list(columns["text"])
-        image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
-        return retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
-
-    return compute

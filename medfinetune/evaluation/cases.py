@@ -46,6 +46,28 @@ def load_cases(
     return pairs, chats.select([places[identity] for identity in pairs["id"]])
 
 
+def load_other_splits(
+    data_dir: str | Path, split: str, tasks: Sequence[str]
+) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
+    """The training and the validation pairs of some tasks, to learn and to choose from.
+
+    Args:
+        data_dir: The folder that `prepare` wrote.
+        split: The one that is evaluated: nothing is ever fitted on it.
+        tasks: Keeps the pairs of these tasks.
+
+    Returns:
+        Each None where it is the evaluated split, or holds no such pair.
+    """
+    splits = load_pairs(data_dir)
+    found: list[datasets.Dataset | None] = []
+    for name in ("train", "validation"):
+        pairs = splits.get(name) if name != split else None
+        rows = [i for i, task in enumerate(pairs["task"]) if task in tasks] if pairs is not None else []
+        found.append(pairs.select(rows) if rows else None)
+    return found[0], found[1]
+
+
 def pixel_keys(pairs: datasets.Dataset) -> list[tuple[str, ...]]:
     """What each pair's images are by content: equal pixels in any order give equal keys."""
     return [tuple(sorted(sha256)) for sha256 in pairs["pixel_sha256"]]

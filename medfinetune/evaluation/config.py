@@ -27,8 +27,23 @@ class EvaluateConfig:
         default=None,
         metadata={"help": "for finding accuracy: the name of a lexicon of the library (phantom), or a YAML file"},
     )
-    zero_shot_file: str | None = field(
-        default=None, metadata={"help": "for zero-shot accuracy: a YAML file of attribute: {value: [prompt, ...]}"}
+    zero_shot_file: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "tasks to grade images for: knee_grade, skin_diagnosis, or YAML files of classes and prompts"
+        },
+    )
+    max_training_images: int | None = field(
+        default=None,
+        metadata={
+            "help": "training images for neighbours and linear probe, drawn at random; all where left out, 0: none"
+        },
+    )
+    num_resamples: int = field(
+        default=1000, metadata={"help": "resamples of patients or images for the 95% intervals; 0 leaves them out"}
+    )
+    num_pictures: int = field(
+        default=12, metadata={"help": "images that the page shows beside their nearest training images"}
     )
     pool_size: int = field(default=64, metadata={"help": "cases that the encoder's recall@1 is measured among"})
     batch_size: int = field(default=16, metadata={"help": "cases at once"})
@@ -49,6 +64,9 @@ class EvaluateConfig:
         for name in ("pool_size", "batch_size", "max_new_tokens", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: must be at least 1")
+        for name in ("max_training_images", "num_resamples", "num_pictures"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"{name}: must be at least 0")
         if self.pool_size < 2:
             raise InputError("pool_size: must be at least 2")
         if self.max_cases is not None and self.max_cases < 1:

@@ -1,7 +1,5 @@
 """The results as one HTML file that opens without a network."""
 
-import base64
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -10,10 +8,11 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
 from medfinetune.evaluation.curves import draw_curves, read_log
 from medfinetune.evaluation.findings import CONTRADICTORY
+from medfinetune.evaluation.page_grading import calibration_rows, grading_parts
+from medfinetune.evaluation.thumbnails import data_uri
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -50,6 +49,7 @@ def write_page(
         results: `encoder`, `decoder`, `prepare` (what `data_report.json` holds), `seconds` (by part), each optional;
             `is_tiny` says that the figures are of tiny models, and is told by their size where it is not given.
         predictions: A row for each case, as `evaluate_decoder` gives them, with `image` relative to `data_dir`.
+        data_dir: The folder that `prepare` wrote, for the pictures.
         encoder_dir: The run folder, for its curves.
         num_gallery: Cases in the gallery, worst first.
 
@@ -69,6 +69,8 @@ def write_page(
         runs=_runs({"Encoder": encoder_dir, "Decoder": decoder_dir}),
         gallery=[_card(row, data_dir) for row in sorted(predictions, key=_badness)[:num_gallery]],
         num_predictions=len(predictions),
+        grading=grading_parts(parts["encoder"], data_dir),
+        calibration=calibration_rows(parts["encoder"]),
         shuffled="_shuffled_image",
         contradictory=CONTRADICTORY,
     )
@@ -94,6 +96,7 @@ def _headlines(encoder: dict[str, Any], decoder: dict[str, Any]) -> Iterator[dic
             "name": f"Finds the right text among {pools['pool_size']}",
             "language": language,
             "value": pools["image_to_text"],
+            "limits": pools.get("image_to_text_ci"),
             "control": pools.get("image_to_text_shuffled_image"),
             "floor": pools["chance"],
             "floor_name": "chance",
@@ -157,21 +160,8 @@ def _card(row: dict[str, Any], data_dir: str | Path | None) -> dict[str, Any]:
     return row | {
         "findings": findings,
         "num_right": sum(finding["right"] for finding in findings.values()),
-        "thumbnail": _data_uri(image) if image is not None else None,
+        "thumbnail": data_uri(image, _THUMBNAIL_PX) if image is not None else None,
     }
-
-
-def _data_uri(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            stream = io.BytesIO()
-            image.save(stream, format="JPEG", quality=88)
-    except (OSError, UnidentifiedImageError):
-        # The page is worth having without one of its pictures.
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
 from tests.data.raw_folders import slake_row, write_slake
+from tests.real_data import REPO
 
 
 def write(folder, *rows: dict):
@@ -50,6 +53,61 @@ def test_one_image_of_several_is_enough(tmp_path):
     )
     with pytest.raises(InputError, match="image bbb"):
         audit(tmp_path)
+
+
+@pytest.mark.parametrize("split", [None, "holdout", ""])
+def test_a_row_needs_a_split(tmp_path, split):
+    write(tmp_path, {}, {"split": split})
+    with pytest.raises(InputError, match=f"row r1: split {split!r} is none of train, validation, test"):
+        audit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chats", "message"),
+    [
+        (["r0 train", "r1 test"], None),
+        (["r1 test", "r0 train"], None),
+        (["r0 train", "r1 train"], "line 2: row r1 stands in train, but all_med_pairs.parquet says test"),
+        (["r0 train"], "row r1 of all_med_pairs.parquet is missing"),
+        (["r0 train", "r1 test", "r2 test"], "line 3: row r2 is not in all_med_pairs.parquet"),
+        (["r0 train", "r1 test", "r1 test"], "line 3: row r1 is not in .* or stands here twice"),
+    ],
+)
+def test_chats_must_be_those_of_the_rows(tmp_path, chats, message):
+    write(tmp_path, {}, {"split": "test"})
+    lines = [json.dumps(dict(zip(("id", "split"), chat.split(), strict=True))) for chat in chats]
+    (tmp_path / "chat_instructions.jsonl").write_text("\n".join(lines) + "\n")
+    if message is None:
+        assert audit(tmp_path)["rows"] == 2
+    else:
+        with pytest.raises(InputError, match=message):
+            audit(tmp_path)
+
+
+def test_an_id_twice_and_torn_chats_are_named(tmp_path):
+    write(tmp_path, {}, {"split": "test"})
+    (tmp_path / "chat_instructions.jsonl").write_text('{"id": "r0"')
+    with pytest.raises(InputError, match=r"chat_instructions\.jsonl: line 1 is no JSON"):
+        audit(tmp_path)
+    write(tmp_path, {"id": "a"}, {"id": "a"})
+    with pytest.raises(InputError, match="the id a stands more than once"):
+        audit(tmp_path)
+
+
+def test_the_command_counts_or_fails(tmp_path):
+    def run(*arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "medfinetune.data.audit", *map(str, arguments)]
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+
+    write(tmp_path, {"patient_id": "1"}, {"patient_id": "2", "split": "test"})
+    good = run(tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.split()[:4] == ["rows", "2", "patients", "2"]
+    write(tmp_path, {"patient_id": "1"}, {"patient_id": "1", "split": "test"})
+    leaky = run(tmp_path)
+    assert (leaky.returncode, len(leaky.stderr.splitlines())) == (2, 1)
+    assert "patient 1 (reports) stands in test" in leaky.stderr
+    assert run().returncode == 2
 
 
 def test_wrong_input_is_named(tmp_path):

@@ -36,12 +36,33 @@ def test_only_allowed_licences_are_kept():
     assert isinstance(clean(record(), allowed), Record)
     assert isinstance(clean(record(license="CC-BY-NC-4.0"), allowed), Dropped)
     assert clean(record(), ["CC0"]).detail == "none"
+    for spelling in ("CC BY 4.0", "cc_by 4.0", "Cc-By-4.0"):
+        assert isinstance(clean(record(license=spelling), ["CC-BY-4.0"]), Record)
+        assert isinstance(clean(record(license="cc-by-4.0"), [spelling]), Record)
 
 
 def test_patients_of_ones_own_reports_are_hashed():
     assert clean(record(patient_id="4711"), patient_key=b"k").patient_id == hash_patient("4711", b"k")
     assert clean(record(patient_id="4711")).patient_id == "4711"
     assert clean(record(patient_id="PAT_8", source="pad_ufes"), patient_key=b"k").patient_id == "PAT_8"
+
+
+def test_patients_are_tidied_before_they_are_hashed():
+    for spelling in ("P１", "P1\u200b", " P1"):
+        assert clean(record(patient_id=spelling)).patient_id == "P1"
+        assert clean(record(patient_id=spelling), patient_key=b"k").patient_id == hash_patient("P1", b"k")
+    assert clean(record(patient_id="\u200b")).patient_id is None
+
+
+@pytest.mark.parametrize(
+    "values", [{"images": ["a/\udcb2.png"]}, {"text": "\ud800"}, {"metadata": {"note": "\ud800"}}, {"id": "\ud800"}]
+)
+def test_what_no_file_can_hold_is_dropped(values):
+    dropped = clean(record(where="row \udcb2", **values))
+    assert (dropped.where, dropped.reason) == ("row \\udcb2", "file name or text is not Unicode")
+    dropped.detail.encode()
+    again = clean(Dropped("reports", "\udcb2.png", "no text beside the image", "\udcb2"))
+    assert (again.where, again.detail) == ("\\udcb2.png", "\\udcb2")
 
 
 def test_headers_fill_what_the_source_does_not_say():

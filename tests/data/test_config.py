@@ -31,6 +31,7 @@ def test_a_short_or_missing_key_is_refused(tmp_path):
         ({"window_hu": {"center": 40}}, "window_hu"),
         ({"window_hu": {"center": 40, "width": 0}}, "window_hu"),
         ({"dicom_frame": -1}, "dicom_frame"),
+        ({"reports_separator": ";;"}, "reports_separator"),
         ({"encoder_max_length": 0}, "encoder_max_length"),
     ],
 )
@@ -45,3 +46,29 @@ def test_wrong_keys_are_named(values, message):
 def test_no_source_is_refused():
     with pytest.raises(InputError, match="give at least one of knee_dir, chen_dir"):
         PrepareConfig(output_dir="out")
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "values", "refused"),
+    [
+        ("raw/knee", {"knee_dir": "raw/knee"}, True),
+        ("raw/knee/out", {"knee_dir": "raw/knee"}, True),
+        ("raw/out/../knee", {"knee_dir": "raw/knee"}, True),
+        ("out", {"reports_dir": "out/scans"}, True),
+        ("out", {"reports_file": "out/a.csv"}, True),
+        ("raw/out", {"reports_file": "raw/a.csv"}, False),
+        ("raw/knee2", {"knee_dir": "raw/knee"}, False),
+    ],
+)
+def test_output_among_the_sources_is_refused(output_dir, values, refused):
+    if refused:
+        with pytest.raises(InputError, match=f"output_dir: {output_dir}: must neither lie in {next(iter(values))}"):
+            PrepareConfig(output_dir=output_dir, **values)
+    else:
+        PrepareConfig(output_dir=output_dir, **values)
+
+
+def test_an_output_folder_that_no_report_can_name_is_refused():
+    with pytest.raises(InputError, match="not in UTF-8"):
+        PrepareConfig(output_dir="\udcb2\udca1", reports_dir="x")
+    PrepareConfig(output_dir="输出", reports_dir="x")

@@ -76,6 +76,51 @@ def test_changed_file_other_size_and_lost_copy_are_stored_again(tmp_path):
     assert (tmp_path / "out" / second.file).is_file()
 
 
+@pytest.mark.parametrize("values", [{"window_hu": (40, 400)}, {"dicom_frame": 1}, {"patient_key": b"k"}])
+def test_other_options_open_the_image_again(tmp_path, monkeypatch, values):
+    path = str(save(tmp_path / "a.png", 1))
+    dict(image_store.store_images([path], tmp_path / "out", ImageOptions(), 1))
+    forbid_opening(monkeypatch)
+    dict(image_store.store_images([path], tmp_path / "out", ImageOptions(), 1))
+    with pytest.raises(KeyboardInterrupt, match="opened again"):
+        dict(image_store.store_images([path], tmp_path / "out", ImageOptions(**values), 1))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_other_pixels_of_the_same_size_and_time_are_noticed(tmp_path, in_place):
+    """As `rsync -t` and `cp -p` leave them."""
+    path = tmp_path / "a.bmp"
+    save(path, 1)
+    os.utime(path, (1, 1))
+    first = store([str(path)], tmp_path / "out", 2240, 1)[str(path)]
+    other = save(tmp_path / "b.bmp", 2)
+    if in_place:
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    os.utime(path, (1, 1))
+    assert store([str(path)], tmp_path / "out", 2240, 1)[str(path)].sha256 != first.sha256
+
+
+def test_images_out_of_a_table_are_known_by_their_content(tmp_path, monkeypatch):
+    path = save(tmp_path / "out" / image_store.INCOMING_DIR / "a.png", 1)
+    store([str(path)], tmp_path / "out", 2240, 1)
+    path.unlink()
+    save(path, 1)
+    forbid_opening(monkeypatch)
+    store([str(path)], tmp_path / "out", 2240, 1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_cannot_be_written_is_no_images_fault(tmp_path, paths, num_workers):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "images").mkdir()
+    for i in range(256):
+        (tmp_path / "out" / "images" / f"{i:02x}").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="exists"):
+        store(paths, tmp_path / "out", 2240, num_workers)
+
+
 def test_unfinished_files_are_removed(tmp_path):
     unfinished = save(tmp_path / "out" / "images" / "ab" / "x.png", 1).rename(tmp_path / "out/images/ab/x.png.1.tmp")
     store([], tmp_path / "out", 2240, 1)

@@ -1,3 +1,7 @@
+import gc
+
+import pytest
+
 from medfinetune.data.images import StoredImage
 from medfinetune.data.journal import JOURNAL, Journal
 from tests.data.raw_folders import save
@@ -32,3 +36,14 @@ def test_postponed_files_come_in_order(tmp_path):
             journal.postpone(path, f"key {path}")
         assert journal.num_waiting == 3
         assert list(journal.waiting()) == [("b", "key b"), ("a", "key a"), ("c", "key c")]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_journal_closed_while_it_is_read_says_nothing(tmp_path):
+    with Journal(tmp_path) as journal:
+        for path in ("a", "b"):
+            journal.postpone(path, path)
+        waiting = journal.waiting()
+        assert next(waiting) == ("a", "a")
+    del waiting
+    gc.collect()

@@ -1,7 +1,12 @@
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
 import random
+import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +21,7 @@ from medfinetune.data import image_store
 from medfinetune.data import prepare as prepare_module
 from medfinetune.data.images import ImageOptions, hash_patient, store_image
 from medfinetune.data.journal import JOURNAL
+from medfinetune.data.lock import only_writer
 from medfinetune.data.prepare import PrepareConfig, prepare
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
@@ -32,6 +38,15 @@ from tests.data.raw_folders import (
     write_table,
 )
 from tests.real_data import REPO
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from medfinetune.data.lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def rows_of(output_dir) -> list[dict]:
@@ -144,6 +159,77 @@ def test_ids_are_unique_even_where_the_source_repeats_them(tmp_path):
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["slake-en-1", "slake-en-1-2", "slake-en-1-3"]
 
 
+def test_ids_are_unique_across_table_and_folder(tmp_path):
+    for i, name in enumerate(("2.txt", "2-2.txt", "2-3.txt")):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        (tmp_path / "scans" / name).write_text(f"Report {i}.")
+        save(tmp_path / "scans" / name.replace("txt", "png"), i)
+    write_table(tmp_path / "t.csv", [{"image": "scans/2.png", "text": "Another."}])
+    config = PrepareConfig(
+        output_dir=str(tmp_path / "out"),
+        reports_dir=str(tmp_path / "scans"),
+        reports_file=str(tmp_path / "t.csv"),
+        num_workers=1,
+    )
+    prepare(config)
+    assert sorted(row["id"] for row in rows_of(tmp_path / "out")) == [
+        "reports-2",
+        "reports-2-2",
+        "reports-2-3",
+        "reports-2-4",
+    ]
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with only_writer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_images_of_removed_patients_are_counted_and_removed_on_request(tmp_path, remove):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", i)
+    rows = [{"image": f"{i}.png", "text": f"Report {i}."} for i in range(3)]
+    values = {"output_dir": str(tmp_path / "out"), "reports_file": str(tmp_path / "a.csv"), "num_workers": 1}
+    write_table(tmp_path / "a.csv", rows)
+    assert prepare(PrepareConfig(**values))["unused_images"]["num_files"] == 0
+    foreign = save(tmp_path / "out" / "images" / "aa" / "mine.png", 9)
+    write_table(tmp_path / "a.csv", rows[1:])
+    report = prepare(PrepareConfig(**values, remove_unused=remove))
+    assert report["unused_images"] == {"num_files": 1, "removed": remove}
+    assert any("1 image files of earlier runs are no longer used" in text for text in report["warnings"]) != remove
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == (3 if remove else 4)
+    assert foreign.exists()
+    assert (str(tmp_path / "0.png") in (tmp_path / "out" / JOURNAL).read_text()) != remove
+    assert all((tmp_path / "out" / row["images"][0]).is_file() for row in rows_of(tmp_path / "out"))
+    # What is still used was not forgotten.
+    assert (tmp_path / "out" / JOURNAL).read_text().count("sha256") == (2 if remove else 3)
+
+
+def test_an_interrupt_is_one_line(tmp_path):
+    rows = []
+    for i in range(60):
+        save(tmp_path / f"{i}.png", picture(i, (700, 600)))
+        rows.append({"image": f"{i}.png", "text": f"Report {i}."})
+    write_table(tmp_path / "reports.csv", rows)
+    command = [sys.executable, "recipes/prepare.py", "--reports_file", str(tmp_path / "reports.csv")]
+    command += ["--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
+    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out" / JOURNAL
+    while process.poll() is None and (not journal.exists() or journal.read_text().count("}") < 3):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; what was saved so far is kept" in stderr
+    assert "Traceback" not in stderr
+    assert "ignored" not in stderr
+
+
 def test_max_pairs_keeps_a_sample_by_seed(raw, tmp_path):
     write_table(raw / "many.csv", [{"image": "scans/0.png", "text": f"Report {i}."} for i in range(50)])
 
@@ -166,12 +252,33 @@ def test_a_source_without_any_image_is_said_loudly(raw, tmp_path):
     for path in (tmp_path / "slake" / "imgs").rglob("*.jpg"):
         path.unlink()
     report = prepare(config_for(raw, tmp_path / "out", slake_dir=str(tmp_path / "slake")))
-    assert report["warnings"][-2:] == [
+    assert report["warnings"][1:3] == [
         "slake: NOTHING IS KEPT of its 2 records",
         "slake: 2 image files are missing, the first is imgs/xmlab1/source.jpg",
     ]
-    with pytest.raises(InputError, match=r"no pair is left of 2 records \(image file is missing: 2\)"):
-        prepare(PrepareConfig(output_dir=str(tmp_path / "none"), slake_dir=str(tmp_path / "slake")))
+
+
+def test_nothing_left_names_an_example_and_lists_all(raw, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for i in range(2):
+        (tmp_path / "scans" / f"{i}.txt").write_bytes("未见骨折".encode("gb18030"))
+    out = tmp_path / "out"
+    config = PrepareConfig(output_dir=str(out), reports_dir=str(tmp_path / "scans"))
+    message = (
+        r"no pair is left of 2 records \(text is in another encoding: 2\); e\.g\. 0\.txt: .*`reports_encoding` .*"
+        r"listed in .*dropped_of_failed_run\.jsonl"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(config)
+    listed = out / "dropped_of_failed_run.jsonl"
+    assert len(listed.read_text().splitlines()) == 2
+    assert not (out / "dropped.jsonl").exists()
+    prepare(config_for(raw, out))
+    assert not listed.exists()
+    before = (out / "dropped.jsonl").read_bytes()
+    with pytest.raises(InputError, match="no pair is left"):
+        prepare(config)
+    assert (out / "dropped.jsonl").read_bytes() == before
 
 
 def test_a_failed_run_leaves_the_earlier_output(raw, tmp_path, monkeypatch):
@@ -317,6 +424,105 @@ def test_output_that_cannot_be_written(raw, tmp_path):
         prepare(config_for(raw, tmp_path / "file"))
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, num_workers):
+    """A quota, as the system sets one for a process: no file may grow beyond it."""
+    rows = []
+    for i, size in enumerate([(20, 20), (20, 20), (300, 200), (300, 200)]):
+        save(tmp_path / f"{i}.png", picture(i, size))
+        rows.append({"image": f"{i}.png", "text": f"Report {i}."})
+    write_table(tmp_path / "reports.csv", rows)
+    command = [sys.executable, "recipes/prepare.py", "--reports_file", str(tmp_path / "reports.csv")]
+    command += ["--output_dir", str(tmp_path / "out"), "--num_workers", str(num_workers)]
+
+    def start(limit: int) -> subprocess.CompletedProcess:
+        limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))}
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, **limits)
+
+    failed = start(100_000)
+    assert failed.returncode == 2, failed.stdout
+    assert f"error: {tmp_path}/out: cannot be written (output_dir): " in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (tmp_path / "out" / JOURNAL).read_text().count("sha256") == 2
+    done = start(resource.RLIM_INFINITY)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_a_full_folder_of_temporary_files_is_one_line(raw, tmp_path, monkeypatch):
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(prepare_module, "settle", fail)
+    with pytest.raises(InputError, match="temporary files cannot be written"):
+        prepare(config_for(raw, tmp_path / "out"))
+    error.sqlite_errorname = "SQLITE_ERROR"
+    with pytest.raises(sqlite3.OperationalError):
+        prepare(config_for(raw, tmp_path / "out"))
+
+
+def test_a_source_that_cannot_be_read_is_not_the_output(raw, tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "scans/secret")
+        yield
+
+    monkeypatch.setattr(prepare_module.knee, "read", fail)
+    with pytest.raises(InputError, match=r"^scans/secret: cannot be read: Permission denied$"):
+        prepare(config_for(raw, tmp_path / "out"))
+
+
+def test_one_run_at_a_time_in_a_folder(raw, tmp_path):
+    config = config_for(raw, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "out")], cwd=REPO, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"out: another run is writing here"):
+            prepare(config)
+        chats = [sys.executable, "recipes/chats.py", "--data_dir", str(tmp_path / "out")]
+        refused = subprocess.run(chats, cwd=REPO, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "another run is writing here" in refused.stderr
+    finally:
+        holder.kill()
+        holder.wait()
+    prepare(config)
+
+
+def test_a_worker_does_not_hold_the_lock_of_its_killed_parent(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started, over = context.Event(), context.Event()
+    with only_writer(tmp_path):
+        worker = context.Process(target=lambda: (started.set(), over.wait(60)))
+        worker.start()
+        assert started.wait(60)
+    try:
+        with only_writer(tmp_path):
+            pass
+    finally:
+        worker.kill()
+
+
+def test_names_and_texts_that_are_not_unicode_stop_nothing(raw, tmp_path):
+    for folder, name in (("scans", b"\xb2\xa1"), ("scans", b"good")):
+        path = tmp_path / folder / os.fsdecode(name)
+        save(path.with_suffix(".png"), len(name))
+        path.with_suffix(".txt").write_text("No fracture.")
+    table = [{"image": str(raw / "scans" / "0.png"), "text": text} for text in ("\ud800", "Effusion.")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, table)))
+    sources = {"reports_dir": str(tmp_path / "scans"), "reports_file": str(tmp_path / "a.jsonl")}
+    report = prepare(PrepareConfig(output_dir=str(tmp_path / "out"), num_workers=1, **sources))
+    assert report["pairs"] == 2
+    assert report["dropped"] == {"file name or text is not Unicode": 2}
+    examples = report["dropped_examples"]["file name or text is not Unicode"]
+    assert {item["where"] for item in examples} == {"\\udcb2\\udca1.txt", "line 1"}
+
+
 @pytest.mark.slow
 def test_real_folders(real_data, tmp_path):
     config = PrepareConfig(
@@ -386,7 +592,22 @@ def test_dicom_patients_may_be_ignored_with_a_warning(dicom_folder):
     )
     report = prepare(config)
     assert {row["patient_id"] for row in rows_of(dicom_folder / "out")} == {None}
-    assert report["warnings"] == ["dicom_patients: ignore: images of one patient may stand in two splits"]
+    assert report["warnings"] == [
+        "validation_fraction: 0.05, but no pair is in validation: there are too few, or groups are too large",
+        "dicom_patients: ignore: images of one patient may stand in two splits",
+    ]
+
+
+def test_without_a_key_headers_and_table_are_not_compared(dicom_folder):
+    """By the headers 0 and 1 are one patient, by the table two."""
+    rows = [{"image": f"scans/{i}.dcm", "text": f"Report {i}.", "patient_id": f"P{i}"} for i in range(4)]
+    write_table(dicom_folder / "a.csv", rows)
+    values = {"output_dir": str(dicom_folder / "out"), "reports_file": str(dicom_folder / "a.csv"), "num_workers": 1}
+    report = prepare(PrepareConfig(**values))
+    assert report["warnings"][-1].startswith("4 pairs have a patient_id in the table and a patient in the DICOM header")
+    report = prepare(PrepareConfig(**values, patient_key_file=str(dicom_folder / "key")))
+    assert not any("patient" in warning for warning in report["warnings"])
+    assert rows_of(dicom_folder / "out")[0]["group_id"] == rows_of(dicom_folder / "out")[1]["group_id"]
 
 
 def test_images_that_stood_in_the_table_are_not_left_behind(raw, tmp_path):
@@ -401,8 +622,8 @@ def test_chats_go_through_to_the_jsonl(raw, tmp_path):
     turns = [{"role": "user", "content": "Fracture?"}, {"role": "assistant", "content": "No."}]
     row = {"images": [str(raw / "scans" / "0.png")], "messages": turns}
     (tmp_path / "chats.jsonl").write_text(json.dumps(row))
-    prepare(PrepareConfig(output_dir=str(tmp_path), reports_file=str(tmp_path / "chats.jsonl"), num_workers=1))
-    (line,) = (tmp_path / "chat_instructions.jsonl").read_text().splitlines()
+    prepare(PrepareConfig(output_dir=str(tmp_path / "out"), reports_file=str(tmp_path / "chats.jsonl"), num_workers=1))
+    (line,) = (tmp_path / "out" / "chat_instructions.jsonl").read_text().splitlines()
     assert json.loads(line)["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "Fracture?"}]
     assert json.loads(line)["messages"][1]["content"] == [{"type": "text", "text": "No."}]
 

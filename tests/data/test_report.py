@@ -49,13 +49,25 @@ def test_a_lost_record_is_an_error():
 
 def test_licences_to_check():
     names = ["", "CC-BY-NC-4.0", "CC-BY-4.0", "non-commercial use", "CC-BY or CC-BY-SA (ambiguous)", "Cancer data"]
-    found = build_report(enter(*({"license": name or None} for name in names)), CONFIG, 6)["licenses_to_check"]
+    names += ["Proprietary", "for research only", "CC BY ND 4.0"]
+    found = build_report(enter(*({"license": name or None} for name in names)), CONFIG, 9)["licenses_to_check"]
     assert {item["license"]: item["problem"] for item in found} == {
         "": "blank",
         "CC-BY-NC-4.0": "non-commercial",
         "non-commercial use": "non-commercial",
         "CC-BY or CC-BY-SA (ambiguous)": "ambiguous",
+        **dict.fromkeys(("Proprietary", "for research only", "CC BY ND 4.0"), "restricted"),
     }
+
+
+def test_an_empty_validation_split_is_said():
+    def warnings(*splits: int, **values) -> list[str]:
+        config = PrepareConfig(output_dir="out", knee_dir="x", **values)
+        return build_report(enter(*({"in": split} for split in splits)), config, len(splits))["warnings"]
+
+    assert "no pair is in validation" in warnings(0, 0)[0]
+    assert warnings(0, 1) == warnings(0, 0, validation_fraction=0.0) == []
+    assert "no pair is in test" in warnings(0, 1, test_fraction=0.1)[0]
 
 
 def test_near_duplicates_across_splits_come_first():

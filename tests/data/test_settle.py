@@ -28,6 +28,27 @@ def test_same_image_and_text_drops_and_other_text_stays():
     assert [(item.where, item.reason) for item in ledger.dropped()] == [("b", "duplicate")]
 
 
+def test_labels_that_disagree_about_the_same_image_and_text_leave_none():
+    ledger = enter(
+        pair("a", "1", label="x"),
+        pair("b", "1", label="y"),
+        pair("c", "1", label="x"),
+        pair("d", "1", "other text", label="y"),
+        pair("e", "2"),
+        pair("f", "2", label="x"),
+    )
+    settle(ledger, False)
+    assert kept(ledger) == ["d", "e"]
+    dropped = {item.where: item for item in ledger.dropped()}
+    assert {where: item.reason for where, item in dropped.items()} == {
+        **dict.fromkeys("abc", "labels disagree"),
+        "f": "duplicate",
+    }
+    assert "a (label x), b (label y), c (label x)" in dropped["b"].detail
+    # A label that one copy lacks is no disagreement: it is taken over.
+    assert [item.record.label for _, item in ledger.pairs()] == ["y", "x"]
+
+
 def test_the_dropped_ones_ties_go_to_the_kept_one():
     ledger = enter(
         pair("a", "1", patient_id="A", split="train"),

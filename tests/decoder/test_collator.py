@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medfinetune.decoder.collator import IGNORED, MllamaCollator, cross_attention_mask
+from medfinetune.decoder.chat_tokens import IGNORED, ChatTokens
+from medfinetune.decoder.collator import MllamaCollator
+from medfinetune.decoder.masks import cross_attention_mask
 from medfinetune.decoder.model import load_decoder, load_processor
 from medfinetune.errors import InputError
 
@@ -193,9 +195,65 @@ def test_wrong_chats(processor, change, message):
 def test_a_tokenizer_that_would_askew_labels_is_refused(processor, monkeypatch):
     """As GPT-2's split does: the prompt ends in another token alone than before the answer."""
     collator = MllamaCollator(processor)
-    plain = MllamaCollator._ids
+    plain = ChatTokens._ids
     monkeypatch.setattr(
-        MllamaCollator, "_ids", lambda self, m, open_answer, row: plain(self, m, open_answer, row) + [7] * open_answer
+        ChatTokens, "_ids", lambda self, m, open_answer, row: plain(self, m, open_answer, row) + [7] * open_answer
     )
     with pytest.raises(InputError, match="tokenised otherwise alone than in the whole"):
         collator([chat()])
+
+
+class TestPromptAndCompletion:
+    def both(self, processor, rows, **kwargs):
+        return MllamaCollator(processor, **kwargs)(rows)
+
+    def test_forms_are_one_chat(self, processor):
+        picture = image()
+        question, answer = turn("user", "What is seen? 有骨折吗?", 1), turn("assistant", "None. 未见骨折。")
+        text = "What is seen? 有骨折吗?"
+        rows = [
+            {"images": [picture], "messages": [question, answer]},
+            {"images": [picture], "prompt": [question], "completion": [answer]},
+            {"images": [picture], "prompt": [{"role": "user", "content": text}], "completion": "None. 未见骨折。"},
+            {"image": picture, "prompt": text, "completion": "None. 未见骨折。"},
+            {"images": [picture], "prompt": f"<|image|>{text}", "completion": [answer]},
+        ]
+        batch = self.both(processor, rows)
+        for name, tensor in batch.items():
+            assert all(torch.equal(row, tensor[0]) for row in tensor), name
+        assert learned(processor, batch) == "None. 未见骨折。<|eot_id|>"
+        prompts = self.both(processor, rows, for_generation=True)["input_ids"]
+        assert all(torch.equal(row, prompts[0]) for row in prompts)
+
+    def test_only_the_completion_is_learned(self, processor):
+        prompt = [turn("system", "Brief."), turn("user", "A?"), turn("assistant", "B."), turn("user", "C?")]
+        completion = [turn("assistant", "D."), turn("user", "E?"), turn("assistant", "F.")]
+        row = {"images": [], "prompt": prompt, "completion": completion}
+        batch = self.both(processor, [row])
+        assert learned(processor, batch) == "D.<|eot_id|>F.<|eot_id|>"
+        everything = processor.tokenizer.decode(batch["input_ids"][0])
+        assert all(letter in everything for letter in ("Brief.", "A?", "B.", "C?", "E?"))
+        shown = processor.tokenizer.decode(self.both(processor, [row], for_generation=True)["input_ids"][0])
+        assert "C?" in shown
+        assert "D." not in shown
+        assert shown.endswith("assistant<|end_header_id|>\n\n")
+
+    def test_beside_messages_in_one_batch(self, processor):
+        rows = [chat(), {"images": [image(), image()], "prompt": "Compare.", "completion": "Alike."}]
+        batch = self.both(processor, rows)
+        assert batch["pixel_values"].shape[:2] == (2, 2)
+        assert (batch["cross_attention_mask"][:, :, :, 0].any(dim=1).sum(dim=1)).tolist() == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"text": "A"}, "chat without id: has neither messages nor prompt and completion"),
+            ({"prompt": "A?"}, "has no assistant turn to learn from"),
+            ({"prompt": "A?", "completion": "B.<|eot_id|>"}, r"its text holds <\|eot_id\|>"),
+            ({"prompt": "<|image|>A?", "completion": "B.", "images": []}, "0 images, but its messages mark 1"),
+            ({"messages": [{"role": "user"}]}, "each turn needs a role and content"),
+        ],
+    )
+    def test_wrong_rows(self, processor, row, message):
+        with pytest.raises(InputError, match=message):
+            self.both(processor, [row])

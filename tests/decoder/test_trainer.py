@@ -1,14 +1,21 @@
 import math
+import shutil
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from transformers import MllamaForConditionalGeneration, TrainerCallback
 
 from medfinetune.data.load import load_chats
+from medfinetune.decoder.collator import IGNORED, MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.generation import perplexity
-from medfinetune.decoder.model import load_decoder
+from medfinetune.decoder.model import describe_parameters, load_decoder, quantization_config
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.errors import InputError
+from tests.decoder.test_cross_attention import ROWS
 
 
 def config(tmp_path, **changes):
@@ -58,6 +65,154 @@ def test_unfrozen_tower_learns(loaded, tmp_path):
     assert any("multi_modal_projector" in name for name in moved)
 
 
+def test_frozen_projector(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    moved = moved_by_training(MllamaSFTTrainer(model, config(tmp_path, freeze_projector=True), train, None, processor))
+    assert moved
+    assert all("language_model" in name or "lm_head" in name for name in moved)
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_cross_attention_alone(loaded, tmp_path, use_peft):
+    model, processor, train, _ = loaded
+    args = config(tmp_path, train_cross_attention_only=True, use_peft=use_peft)
+    moved = moved_by_training(MllamaSFTTrainer(model, args, train, None, processor))
+    assert {name.split("layers.")[1].split(".")[0] for name in moved} == {"1", "3"}
+    assert all("language_model" in name for name in moved)
+    assert use_peft == all(".cross_attn." in name and ".lora_" in name for name in moved)
+    if not use_peft:
+        args.model_name_or_path = "not at hand"
+        assert "1,744,898,064 of" in describe_parameters(args)  # the 8 layers of the 11B shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_text_layers_train_adapters(loaded, tmp_path, tiny_mllama, bits):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    _, processor, train, _ = loaded
+    args = config(tmp_path, use_peft=True, max_steps=12, **{f"load_in_{bits}bit": True})
+    model, _ = load_decoder(str(tiny_mllama), quantization=quantization_config(args))
+    kinds = {4: bitsandbytes.nn.Linear4bit, 8: bitsandbytes.nn.Linear8bitLt}
+    quantised = {name for name, module in model.named_modules() if isinstance(module, kinds[bits])}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert quantised == {name for name in linear if "language_model" in name}
+    if bits == 4:
+        layer = model.get_submodule(min(quantised))
+        assert (layer.weight.quant_type, layer.weight.quant_state.nested) == ("nf4", True)
+    trainer = MllamaSFTTrainer(model, args, train, None, processor)
+    moved = moved_by_training(trainer)
+    assert moved
+    assert all("lora_" in name for name in moved)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+    trainer.save_model()
+    again, _ = load_decoder(args.output_dir)
+    # Read back onto the unquantised base: nearly, but not quite, what was trained.
+    ours, theirs = (perplexity(m, processor, train)["perplexity"] for m in (again, trainer.model))
+    assert 0 < abs(math.log(ours / theirs)) < 0.2
+
+
+def test_quantisation_says_what_to_install(tmp_path, monkeypatch):
+    args = config(tmp_path, use_peft=True, load_in_4bit=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"load_in_4bit: needs bitsandbytes; install it with: pip install"):
+        quantization_config(args)
+
+
+@pytest.mark.parametrize("how", ["one file", "shards", "adapter"])
+def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, monkeypatch):
+    """Stock's Trainer finds none of the file's names in the model, and goes on with the weights of the start."""
+    _, processor, train, _ = loaded
+    if how == "shards":
+        save = MllamaForConditionalGeneration.save_pretrained
+        monkeypatch.setattr(
+            MllamaForConditionalGeneration, "save_pretrained", lambda *a, **k: save(*a, **k, max_shard_size="500KB")
+        )
+    runs = {}
+    for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
+        model, _ = load_decoder(str(tiny_mllama))
+        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, use_peft=how == "adapter")
+        trainer = MllamaSFTTrainer(model, args, train, None, processor)
+        trainer.train(resume_from_checkpoint=resume)
+        runs[name] = [p.detach().clone() for p in trainer.model.parameters()]
+    assert (tmp_path / "whole" / "checkpoint-2" / "model.safetensors.index.json").is_file() == (how == "shards")
+    torch.testing.assert_close(runs["resumed"], runs["whole"], rtol=0, atol=0)
+
+
+def test_a_pattern_that_matches_nothing(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    with pytest.raises(InputError, match="lora_target_modules: 'nothing' matches no module"):
+        MllamaSFTTrainer(model, config(tmp_path, use_peft=True, lora_target_modules="nothing"), train, None, processor)
+
+
+def test_out_of_memory_names_the_longest_row(loaded, tmp_path, monkeypatch):
+    """The failure itself is mocked: there is no small memory to fill here."""
+    model, processor, train, _ = loaded
+    args = config(
+        tmp_path, per_device_train_batch_size=2, max_steps=4, save_steps=2, train_sampling_strategy="sequential"
+    )
+    trainer = MllamaSFTTrainer(model, args, train, None, processor)
+    compute = trainer.compute_loss
+
+    def compute_loss(*args, **kwargs):
+        if trainer.state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+    lengths = {row["id"]: len(trainer.data_collator.encode(row).input_ids) for row in train.select((6, 7))}
+    longest = max(lengths, key=lengths.get)
+    with pytest.raises(InputError) as raised:
+        trainer.train()
+    said = str(raised.value)
+    assert said.startswith(
+        f"step 3: out of memory; the longest row of the batch is chat {longest} ({lengths[longest]} "
+    )
+    assert "1 images" in said
+    assert "Try, in this order: per_device_train_batch_size: 1" in said
+    assert said.endswith(f"{args.output_dir}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint true")
+    assert "\n" not in said
+    load_decoder(f"{args.output_dir}/checkpoint-2")
+
+
+class DeleteAnImage(TrainerCallback):
+    """After the first epoch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.path.unlink(missing_ok=True)
+
+
+def test_an_image_that_is_gone_in_the_second_epoch(tiny_mllama, phantom_dir, tmp_path, capfd):
+    shutil.copytree(phantom_dir / "data", tmp_path / "data")
+    train = load_chats(tmp_path / "data", "train").select(range(8))
+    model, processor = load_decoder(str(tiny_mllama))
+    path = Path(train.with_format("arrow")[5]["images"][0].as_py()[0]["path"])
+    args = config(tmp_path, max_steps=-1, num_train_epochs=2, dataloader_num_workers=1)
+    trainer = MllamaSFTTrainer(model, args, train, None, processor, callbacks=[DeleteAnImage(path)])
+    trainer.train()
+    assert trainer.state.global_step == 4
+    said = [line for line in capfd.readouterr().err.splitlines() if "no longer opens" in line]
+    assert any(line.startswith(f"chat {train.select_columns(['id'])[5]['id']}: its image no longer") for line in said)
+    assert len(said) <= 2  # this row's, and that of a second row with the same image
+
+
+def test_nothing_to_learn_from_ends_before_the_first_step(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    collator = MllamaCollator(processor, 256)
+
+    def without_labels(rows):
+        batch = collator(rows)
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+    trainer = MllamaSFTTrainer(model, config(tmp_path), train, None, processor, without_labels)
+    with pytest.raises(InputError, match=r"unused: the first batch has no token to learn from \(.*are the assistant's"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_lora_lands_in_the_text_layers_and_is_read_back(loaded, tmp_path):
     model, processor, train, _ = loaded
     args = config(tmp_path, use_peft=True, activation_checkpointing=True, lora_dropout=0.0)
@@ -86,35 +241,94 @@ def test_loss_is_that_of_the_answers_alone(loaded, tmp_path):
     assert math.isclose(math.exp(measured), perplexity(model, processor, validation)["perplexity"], rel_tol=1e-4)
 
 
-def test_accumulation_equals_one_batch(loaded, tmp_path):
-    """4 x 2 = 1 x 8 although the rows' answers differ in length."""
-    _, processor, train, _ = loaded
+@pytest.mark.parametrize("reference_attention_mask", [False, True])
+def test_accumulation_equals_one_batch(loaded, tmp_path, reference_attention_mask):
+    """1 x 8 = 4 x 2 = 2 x 4 = 8 x 1 with unequal lengths, several turns, and 0, 1 and 2 images a row."""
+    _, processor, _, _ = loaded
+    path = str(processor.tokenizer.name_or_path)
+    features = {"id": datasets.Value("string"), "images": datasets.List(datasets.Image()), "messages": datasets.Json()}
+    rows = datasets.Dataset.from_list(ROWS, features=datasets.Features(features))
+    start = load_decoder(path)[0].state_dict()
     weights = []
-    for name, batch, steps in (("whole", 8, 1), ("accumulated", 2, 4)):
-        model, _ = load_decoder(str(processor.tokenizer.name_or_path))
+    for batch in (8, 2, 4, 1):
         args = config(
             tmp_path,
-            output_dir=str(tmp_path / name),
+            output_dir=str(tmp_path / str(batch)),
             per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
+            gradient_accumulation_steps=8 // batch,
+            reference_attention_mask=reference_attention_mask,
             optim="sgd",
+            learning_rate=0.1,
             max_steps=1,
             warmup_steps=0,
+            lr_scheduler_type="constant",
         )
-        trainer = MllamaSFTTrainer(model, args, train.select(range(8)), None, processor)
+        trainer = MllamaSFTTrainer(load_decoder(path)[0], args, rows, None, processor)
         trainer.train()
-        weights.append(model.lm_head.weight.detach().clone())
-        start = load_decoder(str(processor.tokenizer.name_or_path))[0].lm_head.weight
-        assert (weights[-1] - start).abs().max() > 1e-7
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-7)
+        moved = {name: tensor - start[name] for name, tensor in trainer.model.state_dict().items()}
+        weights.append(torch.cat([difference.flatten() for difference in moved.values()]))
+        assert weights[-1].norm() > 1e-2
+        assert (weights[-1] - weights[0]).norm() < 1e-4 * weights[0].norm()
+
+
+def test_reference_mask_is_saved_and_read_back(loaded, tmp_path):
+    _, processor, train, _ = loaded
+    path = str(processor.tokenizer.name_or_path)
+    for use_peft in (False, True):
+        args = config(tmp_path / str(use_peft), use_peft=use_peft, reference_attention_mask=True)
+        trainer = MllamaSFTTrainer(load_decoder(path)[0], args, train, None, processor)
+        trainer.save_model()
+        again = load_decoder(args.output_dir)[0]
+        assert mllama_inside(again).reference_attention_mask
+        scored = [perplexity(m, processor, ROWS)["perplexity"] for m in (trainer.model, again)]
+        assert math.isclose(*scored, rel_tol=1e-5)
+        use_exact_rows(again, False)
+        assert not math.isclose(perplexity(again, processor, ROWS)["perplexity"], scored[0], rel_tol=1e-5)
+    stock = load_decoder(path)[0]
+    assert not mllama_inside(stock).reference_attention_mask
+    with pytest.raises(InputError, match="reference_attention_mask: the model was trained with true"):
+        MllamaSFTTrainer(load_decoder(str(tmp_path / "False" / "run"))[0], config(tmp_path), train, None, processor)
+
+
+def test_chats_without_any_image_and_prompts_train(loaded, tmp_path):
+    model, processor, _, _ = loaded
+    for row in (
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Nothing."}]},
+        {"prompt": "What?", "completion": "Nothing."},
+    ):
+        rows = datasets.Dataset.from_list([row] * 4)
+        trainer = MllamaSFTTrainer(model, config(tmp_path), rows, None, processor)
+        assert trainer.train().training_loss > 0
+        assert "0 of 4 exceed" in trainer.data_collator.describe_cuts(rows)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"packing": True}, "packing: must be false"),
+        ({"assistant_only_loss": True}, "assistant_only_loss: leave it out; train_on says"),
+        ({"padding_free": True}, "padding_free: leave it out"),
         ({"max_length": None}, "max_length: give the largest"),
         ({"remove_unused_columns": True}, "remove_unused_columns: must be false"),
+        ({"load_in_4bit": True}, "load_in_4bit: quantised weights do not train; set use_peft: true"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_4bit: is true, and so is load_in_8bit"),
+        ({"load_in_8bit": True, "use_peft": True, "deepspeed": "x"}, "load_in_8bit: does not go with deepspeed"),
+        ({"merge_adapter": True}, "merge_adapter: there is no adapter to merge"),
+        (
+            {"train_cross_attention_only": True, "freeze_vision": False},
+            "train_cross_attention_only: freezes the vision",
+        ),
+        ({"train_cross_attention_only": True, "lora_target_modules": "x"}, "drop lora_target_modules"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant must be false"),
+        (
+            {"deepspeed": "nowhere.json"},
+            "deepspeed: nowhere.json: no such file; those of medfinetune are in ds_configs",
+        ),
+        ({"deepspeed": __file__}, "deepspeed: .*test_trainer.py: is no JSON"),
+        (
+            {"deepspeed": {"steps_per_print": 9}},
+            "deepspeed: needs a launcher that joins processes, such as accelerate launch --multi_gpu",
+        ),
     ],
 )
 def test_refused_settings(tmp_path, changes, message):

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from medfinetune.distributed import leave
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
@@ -88,3 +89,4 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for run in json.loads(sys.argv[1]):
         train(**run)
+    leave()

@@ -3,10 +3,18 @@ import math
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 from medfinetune.encoder.collator import SigLIPCollator
-from medfinetune.encoder.metrics import embed_images, embed_texts, recall_at_k, retrieval_metrics
+from medfinetune.encoder.metrics import (
+    embed_images,
+    embed_texts,
+    mean_average_precision,
+    rank_pairs,
+    recall_at_k,
+    retrieval_metrics,
+)
 from medfinetune.encoder.model import load_encoder
 
 
@@ -30,8 +38,71 @@ def test_recall_equals_a_plain_ranking(shape):
         assert math.isclose(value, reference_recall(scores, relevant, int(k.rsplit("_", 1)[1])))
 
 
-def test_constant_scores_find_nothing():
-    assert recall_at_k(torch.ones(4, 4), torch.eye(4, dtype=torch.bool))["recall_at_1"] == 0
+def reference_map(scores, relevant):
+    precisions = []
+    for row, right in zip(scores.tolist(), relevant.tolist(), strict=True):
+        if not any(right):
+            continue
+        order = sorted(range(len(row)), key=lambda j: (-row[j], right[j]))
+        places = [place for place, j in enumerate(order, start=1) if right[j]]
+        precisions.append(sum(found / place for found, place in enumerate(places, start=1)) / len(places))
+    return sum(precisions) / len(precisions)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (20, 13), (13, 40)])
+@pytest.mark.parametrize("ties", [True, False])
+def test_average_precision_equals_a_plain_ranking(shape, ties):
+    scores = torch.randint(0, 6, shape).double() if ties else torch.randn(shape).double()
+    relevant = torch.rand(shape) < 0.3
+    relevant[0, 0] = True
+    relevant[-1] = True  # a query to which every answer is right
+    assert math.isclose(mean_average_precision(scores, relevant), reference_map(scores, relevant))
+
+
+def test_average_precision_equals_that_of_scikit_learn_without_ties():
+    scores, relevant = torch.randn(20, 30), torch.rand(20, 30) < 0.2
+    relevant[:, 0] = True
+    expected = [average_precision_score(r.numpy(), s.numpy()) for s, r in zip(scores, relevant, strict=True)]
+    assert math.isclose(mean_average_precision(scores, relevant), sum(expected) / 20, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan, -math.inf])
+def test_constant_scores_find_nothing(value):
+    scores, eye = torch.full((4, 4), value), torch.eye(4, dtype=torch.bool)
+    assert recall_at_k(scores, eye)["recall_at_1"] == 0
+    assert mean_average_precision(scores, eye) == 0.25  # the one right answer comes last
+    two = eye | eye.roll(1, 0)
+    assert math.isclose(mean_average_precision(scores, two), (1 / 3 + 2 / 4) / 2)
+
+
+def test_without_right_answers_there_is_no_figure():
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    assert math.isnan(mean_average_precision(torch.randn(3, 4), nothing))
+    assert math.isnan(recall_at_k(torch.randn(3, 4), nothing)["recall_at_5"])
+
+
+def test_a_set_ranked_in_chunks_equals_one_table():
+    images, texts = F.normalize(torch.randn(2, 23, 6), dim=-1)
+    languages = ["en" if i % 3 else "zh" for i in range(23)]
+    keys, words = [f"image {i // 2}" for i in range(23)], [f"text {i % 9}" for i in range(23)]
+    metrics = retrieval_metrics(images, texts, languages, keys, words)
+    whole = {}
+    for language in ("en", "zh"):
+        rows = [i for i in range(23) if languages[i] == language]
+        scores = images[rows] @ texts[rows].T
+        right = torch.tensor([[keys[i] == keys[j] or words[i] == words[j] for j in rows] for i in rows])
+        for way, table, relevant in (("image_to_text", scores, right), ("text_to_image", scores.T, right.T)):
+            for k in (1, 5, 10):
+                whole[f"{way}_recall_at_{k}_{language}"] = reference_recall(table, relevant, k)
+            whole[f"{way}_map_{language}"] = reference_map(table, relevant)
+    for name in ("recall_at_1", "recall_at_5", "recall_at_10", "map"):
+        whole[name] = sum(value for key, value in whole.items() if f"_{name}_" in key) / 4
+    assert metrics.keys() == whole.keys()
+    for name, value in whole.items():
+        assert math.isclose(metrics[name], value, rel_tol=1e-9), name
+    for name, ranking in rank_pairs(images, texts, languages, keys, words).items():
+        chunked = rank_pairs(images, texts, languages, keys, words, chunk_rows=4)[name]
+        assert all(torch.equal(one, other) for one, other in zip(ranking, chunked, strict=True))
 
 
 def test_languages_are_searched_apart_and_equal_answers_count():

@@ -1,9 +1,17 @@
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from transformers import TrainerCallback
+import yaml
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
+from transformers import EarlyStoppingCallback, TrainerCallback
 
+import medfinetune
 from medfinetune.data.load import load_pairs
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
@@ -14,12 +22,8 @@ from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
 
-
-@pytest.fixture
-def loaded(phantom_dir, tiny_siglip):
-    pairs = load_pairs(phantom_dir / "data")
-    model, processor = load_encoder(str(tiny_siglip))
-    return model, processor, pairs["train"].select(range(32)), pairs["validation"]
+PROMPTS = Path(medfinetune.__file__).parent / "evaluation" / "prompts"
+RECIPES = Path(medfinetune.__file__).parents[1] / "recipes"
 
 
 def config(tmp_path, **changes):
@@ -97,7 +101,7 @@ def test_recall_is_of_the_whole_set_not_of_batches(loaded, tmp_path):
     keys = [hashes[0] for hashes in validation["pixel_sha256"]]
     images = embed_images(model, processor, [row["images"][0] for row in validation])
     expected = retrieval_metrics(images, embed_texts(model, processor, texts), languages, keys, texts)
-    assert len(expected) == 15
+    assert len(expected) == 20
     for name, value in expected.items():
         assert math.isclose(metrics[f"eval_{name}"], value, abs_tol=1e-6), name
     assert "eval_loss" not in metrics  # it would depend on the batch size
@@ -199,3 +203,140 @@ def test_micro_batch_size_is_checked(tmp_path):
 def test_unused_columns_must_stay(tmp_path):
     with pytest.raises(InputError, match="remove_unused_columns: must be false"):
         config(tmp_path, remove_unused_columns=True)
+
+
+def test_zero_shot_grades_are_those_of_the_embedded_images(loaded, tmp_path, phantom_dir):
+    model, processor, train, _ = loaded
+    validation = load_pairs(phantom_dir / "data", "train")  # the few validation images are of few grades
+    args = config(tmp_path, zero_shot_file=["knee_grade", "skin_diagnosis"], data_dir=str(phantom_dir / "data"))
+    metrics = SigLIPTrainer(model, args, train, validation, processor).evaluate()
+    first = {}
+    for row in validation.remove_columns("images"):
+        if row["source"] == "knee":
+            first.setdefault(row["pixel_sha256"][0], (row["id"], row["label"]))
+    rows = [i for i, identity in enumerate(validation["id"]) if identity in {name for name, _ in first.values()}]
+    truths = [int(validation["label"][i]) for i in rows]
+    assert len(set(truths)) > 2
+    images = embed_images(model, processor, [validation[i]["images"][0] for i in rows])
+    task = yaml.safe_load((PROMPTS / "knee_grade.yaml").read_text())
+    by_grade = []
+    for prompts in task["classes"].values():
+        texts = embed_texts(model, processor, prompts["en"] + prompts["zh"])
+        logits = model.logit_scale.exp() * images @ texts.T + model.logit_bias
+        by_grade.append(torch.sigmoid(logits).mean(dim=1))
+    stated = torch.stack(by_grade, dim=1).detach()
+    best = stated.argmax(dim=1).tolist()
+    right = sum(one == other for one, other in zip(best, truths, strict=True))
+    assert math.isclose(metrics["eval_knee_grade_accuracy"], right / len(truths))
+    assert math.isclose(metrics["eval_knee_grade_balanced_accuracy"], balanced_accuracy_score(truths, best))
+    kappa = cohen_kappa_score(truths, best, weights="quadratic")
+    assert math.isclose(metrics["eval_knee_grade_kappa"], kappa, abs_tol=1e-9)
+    assert 0 <= metrics["eval_knee_grade_auc"] <= 1
+    assert 0 <= metrics["eval_skin_diagnosis_accuracy"] <= 1
+    assert "eval_skin_diagnosis_kappa" not in metrics  # diagnoses stand in no order
+
+
+@pytest.fixture
+def swapped(phantom_dir, tmp_path):
+    """The generated folder with its training rows as the validation split, which alone are of every grade."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table = pd.read_parquet(phantom_dir / "data" / "all_med_pairs.parquet")
+    table["split"] = table["split"].replace({"train": "validation", "validation": "train"})
+    table.to_parquet(folder / "all_med_pairs.parquet")
+    (folder / "images").symlink_to(phantom_dir / "data" / "images")
+    return folder
+
+
+def test_grades_of_a_cache_open_no_image_and_can_choose_the_checkpoint(loaded, tmp_path, swapped, monkeypatch):
+    model, processor, train, _ = loaded
+    validation = load_pairs(swapped, "validation")
+    prompts = {"knee": {str(grade): [f"grade {grade}"] for grade in range(5)}}
+    path = tmp_path / "own.yaml"
+    classes = {grade: {"en": texts} for grade, texts in prompts["knee"].items()}
+    path.write_text(yaml.safe_dump({"task": "knee", "ordered": True, "sources": ["knee"], "classes": classes}))
+    cache, cached = PairCache(train, processor, tmp_path), PairCache(validation, processor, tmp_path)
+    monkeypatch.setattr("PIL.Image.open", lambda *args, **kwargs: pytest.fail("an image was opened"))
+    args = config(
+        tmp_path,
+        zero_shot_file=str(path),
+        data_dir=str(swapped),
+        metric_for_best_model="knee_accuracy",
+    )
+    trainer = SigLIPTrainer(model, args, cache, cached, processor, data_collator=cache.collate)
+    trainer.train()
+    history = [line["eval_knee_accuracy"] for line in trainer.state.log_history if "eval_knee_accuracy" in line]
+    assert trainer.state.best_metric == max(history)
+    found = trainer.evaluate()
+    monkeypatch.undo()
+    expected = SigLIPTrainer(model, args, train, validation, processor).evaluate()
+    names = [name for name in expected if name.startswith("eval_knee_")]
+    assert len(names) == 4
+    for name in names:
+        assert math.isclose(found[name], expected[name], abs_tol=1e-6), name
+
+
+def test_a_task_without_truths_stops_before_the_first_step(loaded, tmp_path, phantom_dir):
+    model, processor, train, validation = loaded
+    reports = validation.select([i for i, task in enumerate(validation["task"]) if task == "report"])
+    args = config(tmp_path, zero_shot_file=["skin_diagnosis"])
+    with pytest.raises(InputError, match="task skin_diagnosis: no pair of the sources pad_ufes has a label"):
+        SigLIPTrainer(model, args, train, reports, processor)
+    with pytest.raises(InputError, match="zero_shot_file nowhere: no such file"):
+        SigLIPTrainer(model, config(tmp_path, zero_shot_file="nowhere"), train, reports, processor)
+    with pytest.raises(InputError, match="no column label"):
+        SigLIPTrainer(model, args, train, reports.remove_columns("label"), processor)
+
+
+def test_two_processes_report_what_one_does(loaded, tmp_path, swapped):
+    model, processor, train, _ = loaded
+    folder = str(tmp_path / "siglip")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    given = {
+        "model_name_or_path": folder,
+        "data_dir": str(swapped),
+        "zero_shot_file": ["knee_grade", "skin_diagnosis"],
+        "learning_rate": 0.0,
+        "logit_lr": 0.0,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 7,  # the last batches of the two are uneven
+        "max_steps": 1,
+        "eval_steps": 1,
+        "tasks": ["caption", "report", "question"],
+    }
+    recipe = yaml.safe_load((RECIPES / "encoder" / "demo.yaml").read_text())
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(recipe | given | {"output_dir": str(tmp_path / "two")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(RECIPES / "encoder.py"), "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "x 2 processes" in done.stdout
+    log = json.loads((tmp_path / "two" / "trainer_state.json").read_text())["log_history"]
+    found = next(line for line in log if "eval_knee_grade_kappa" in line)
+    args = config(tmp_path, zero_shot_file=given["zero_shot_file"], per_device_eval_batch_size=7)
+    expected = SigLIPTrainer(model, args, train, load_pairs(swapped, "validation"), processor).evaluate()
+    names = [name for name in expected if name.startswith("eval_") and "per_second" not in name and "time" not in name]
+    assert len(names) == 20 + 4 + 3
+    for name in names:
+        assert math.isclose(found[name], expected[name], abs_tol=1e-6), name
+
+
+def test_early_stopping(loaded, tmp_path):
+    """With a rate of 0 nothing gets better: the first figure is the best, and two more end the run."""
+    model, processor, train, validation = loaded
+    settings = {"learning_rate": 0.0, "max_steps": 20, "eval_steps": 1, "early_stopping_patience": 2}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_early_stopping_threshold(loaded, tmp_path):
+    model, processor, train, validation = loaded
+    settings = {"max_steps": 20, "eval_steps": 1, "early_stopping_patience": 1, "early_stopping_threshold": 1.0}
+    trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
+    trainer.train()
+    assert trainer.state.global_step == 2  # recall cannot rise by more than 1
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback))
+    assert callback.early_stopping_threshold == 1.0

@@ -8,7 +8,15 @@ from PIL import Image
 from medfinetune.data.chat import CHATS_FILE, PAIRS_FILE, write_chats
 from medfinetune.data.schema import FEATURES
 from medfinetune.errors import InputError
-from medfinetune.evaluation.cases import Chats, FirstImages, image_paths, load_cases, pixel_keys, references
+from medfinetune.evaluation.cases import (
+    Chats,
+    FirstImages,
+    image_paths,
+    load_cases,
+    load_other_splits,
+    pixel_keys,
+    references,
+)
 
 
 @pytest.fixture
@@ -76,3 +84,11 @@ def test_what_is_missing_is_named(data_dir):
     (data_dir / CHATS_FILE).write_text("\n".join(chats))
     with pytest.raises(InputError, match="the pair case-2 has no chat"):
         load_cases(data_dir, "test", ["report"])
+
+
+def test_nothing_is_learned_from_the_evaluated_split(data_dir):
+    train, validation = load_other_splits(data_dir, "test", ["report", "caption"])
+    assert list(train["id"]) == ["case-7"]
+    assert validation is None
+    assert load_other_splits(data_dir, "train", ["report"]) == (None, None)
+    assert load_other_splits(data_dir, "test", ["caption"]) == (None, None)

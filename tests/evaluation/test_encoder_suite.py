@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medfinetune.evaluation import encoder_suite
-from medfinetune.evaluation.encoder_suite import evaluate_encoder, pooled_recall
+from medfinetune.evaluation import embedded, encoder_suite
+from medfinetune.evaluation.encoder_suite import SuiteOptions, evaluate_encoder
+from medfinetune.evaluation.tasks import Task
 
-PROMPTS = {"side": {"left": ["all left"], "right": ["all right"]}}
+TASKS = [Task("side", {"left": {"": ["all left"]}, "right": {"": ["all right"]}})]
 
 
 def _unit(*numbers):
@@ -32,7 +33,7 @@ def _embed_texts(model, processor, texts, batch_size):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(encoder_suite, "embed_images", _embed_images)
+    monkeypatch.setattr(embedded, "embed_images", _embed_images)
     monkeypatch.setattr(encoder_suite, "embed_texts", _embed_texts)
     model = torch.nn.Linear(2, 3)
     model.register_buffer("logit_scale", torch.zeros(1))
@@ -41,7 +42,7 @@ def model(monkeypatch):
 
 
 def test_a_perfect_encoder_scores_1_and_its_control_falls(model, pairs):
-    result = evaluate_encoder(model, None, pairs, PROMPTS, pool_size=8)
+    result = evaluate_encoder(model, None, pairs, TASKS, options=SuiteOptions(pool_size=8))
     assert result["recall_at_1_among_8"] == {"en": 1.0, "zh": 1.0}
     assert result["recall_at_1_among_8_shuffled_image"] == {"en": 0.0, "zh": 0.0}
     assert result["recall_pools"]["en"]["num_pools"] == 2
@@ -58,32 +59,108 @@ def test_a_perfect_encoder_scores_1_and_its_control_falls(model, pairs):
 
 
 def test_fewer_cases_than_a_pool_name_their_own_size(model, pairs):
-    result = evaluate_encoder(model, None, pairs, pool_size=64)
+    result = evaluate_encoder(model, None, pairs, options=SuiteOptions(pool_size=64))
     assert result["recall_at_1_among_20"] == {"en": 1.0, "zh": 1.0}
     assert "recall_at_1_among_64" not in result
     assert "zero_shot_accuracy" not in result
 
 
 def test_one_image_cannot_be_shuffled_and_that_is_said(model, pairs):
-    result = evaluate_encoder(model, None, pairs.select([0, 1]), PROMPTS)
+    result = evaluate_encoder(model, None, pairs.select([0, 1]), TASKS)
     assert "one image belongs to 2 of 2 cases" in result["no_shuffled_image"]
     assert not any(key.endswith("_shuffled_image") for key in result if key != "no_shuffled_image")
 
 
-def test_pools_against_a_plain_loop():
-    generator = torch.Generator().manual_seed(0)
-    images = F.normalize(torch.randn(23, 6, generator=generator), dim=-1)
-    texts_embeds = F.normalize(images + 0.6 * torch.randn(23, 6, generator=generator), dim=-1)
-    texts = [f"text {i // 2}" for i in range(23)]
-    result = pooled_recall(images, texts_embeds, texts, pool_size=5, seed=7)
-    order = torch.randperm(23, generator=torch.Generator().manual_seed(7)).tolist()
-    right = 0
-    for start in range(0, 20, 5):
-        pool = order[start : start + 5]
-        for i in pool:
-            best = max(pool, key=lambda j: float(images[i] @ texts_embeds[j]))
-            right += texts[best] == texts[i]
-    assert result["image_to_text"] == pytest.approx(right / 20)
-    assert 0.3 < result["image_to_text"] < 1
-    assert (result["num_pools"], result["pool_size"]) == (4, 5)
-    assert 1 / 5 <= result["chance"] < 0.4
+@pytest.fixture
+def splits(pairs):
+    """Training, validation and test rows: every second image of the others, and its own directions again."""
+    known = ["label", "source", "patient_id"]
+    plain = pairs.remove_columns(known)
+    for name in known:
+        values = {"label": [("L", "R")[i // 2 % 2] for i in range(40)], "source": ["knee"] * 40}
+        plain = plain.add_column(name, values.get(name, [f"p{i // 4}" for i in range(40)]))
+    by_image = {name: [i for i in range(40) if i // 2 in numbers] for name, numbers in NUMBERS.items()}
+    return {name: plain.select(rows) for name, rows in by_image.items()}
+
+
+NUMBERS = {"train": range(8), "validation": range(8, 12), "test": range(12, 20)}
+LABELLED = Task(
+    "side",
+    {value: {"en": [text], "zh": [text]} for value, text in (("L", "all left"), ("R", "all right"))},
+    truth="label",
+    sources=("knee",),
+    ordered=True,
+)
+
+
+def test_neighbours_probe_and_calibration_of_a_perfect_encoder(model, splits):
+    options = SuiteOptions(pool_size=4, num_resamples=50, num_pictures=3)
+    result = evaluate_encoder(
+        model, None, splits["test"], [LABELLED], splits["train"], splits["validation"], options=options
+    )
+    for figures in (
+        result["zero_shot_by_attribute"]["side"],
+        result["zero_shot_by_attribute"]["side"]["by_language"]["zh"],
+        result["knn_by_attribute"]["side"]["1"],
+        result["knn_by_attribute"]["side"]["5"],
+        result["linear_probe_by_attribute"]["side"],
+    ):
+        for name in ("accuracy", "balanced_accuracy", "auc", "kappa"):
+            assert figures[name] == 1.0, name
+            assert figures[f"{name}_ci"] == [1.0, 1.0]
+            assert figures[f"{name}_shuffled_image"] < 0.8
+        assert figures["confusion"] == [[4, 0], [0, 4]]
+    assert result["knn_by_attribute"]["side"]["20"]["accuracy"] == 1.0  # 4 votes against 4: the nearer win
+    probe = result["linear_probe_by_attribute"]["side"]
+    assert (probe["num_training_images"], probe["num_validation_images"]) == (8, 4)
+    assert result["num_clusters"] == 4
+    assert result["zero_shot_balanced_accuracy"] == 1.0
+    calibration = result["calibration"]
+    assert calibration["match"]["num_matched"] == 16
+    assert calibration["match"]["refitted"]["brier"] < calibration["match"]["as_trained"]["brier"]
+    side = calibration["classes_by_attribute"]["side"]
+    assert side["refitted"]["brier"] < side["as_trained"]["brier"]
+    assert (side["num_images"], side["num_validation_images"]) == (8, 4)
+    shown = result["neighbours_by_attribute"]["side"]
+    assert [row["label"] for row in shown] in (["L", "R", "L"], ["R", "L", "R"], ["L", "R", "R"])
+    for row in shown:
+        assert len(row["neighbours"]) == 5
+        cosines = [neighbour["cosine"] for neighbour in row["neighbours"]]
+        assert cosines == sorted(cosines, reverse=True)
+        assert all(n["right"] == (n["label"] == row["label"]) for n in row["neighbours"])
+        assert row["neighbours"][0]["right"]
+
+
+def test_leaked_patients_and_pixels_are_no_neighbours(model, splits):
+    result = evaluate_encoder(model, None, splits["train"], [LABELLED], splits["train"])
+    numbers = {f"case-{n}-{language}": n for n in range(8) for language in ("en", "zh")}
+    for row in result["neighbours_by_attribute"]["side"]:
+        # Two images of each patient: those of the others are left.
+        shown = [numbers[neighbour["id"]] for neighbour in row["neighbours"]]
+        assert len(shown) == 5
+        assert all(number // 2 != numbers[row["id"]] // 2 for number in shown)
+
+
+def test_without_other_splits_nothing_is_learned(model, splits):
+    result = evaluate_encoder(model, None, splits["test"], [LABELLED])
+    assert "knn_by_attribute" not in result
+    assert "linear_probe_by_attribute" not in result
+    assert "refitted" not in result["calibration"]["match"]
+    assert "refitted" not in result["calibration"]["classes_by_attribute"]["side"]
+    few = evaluate_encoder(
+        model, None, splits["test"], [LABELLED], splits["train"], options=SuiteOptions(max_training_images=3)
+    )
+    assert few["knn_by_attribute"]["side"]["1"]["num_training_images"] == 3
+    none = evaluate_encoder(
+        model, None, splits["test"], [LABELLED], splits["train"], options=SuiteOptions(max_training_images=0)
+    )
+    assert "knn_by_attribute" not in none
+
+
+def test_training_labels_alone_decide_what_is_learned(model, splits):
+    """Exchanged training labels turn neighbours and probe round and leave the prompts alone."""
+    exchanged = splits["train"].map(lambda row: {"label": {"L": "R", "R": "L"}[row["label"]]})
+    result = evaluate_encoder(model, None, splits["test"], [LABELLED], exchanged, splits["validation"])
+    assert result["zero_shot_by_attribute"]["side"]["accuracy"] == 1
+    assert result["knn_by_attribute"]["side"]["1"]["accuracy"] == 0
+    assert result["knn_by_attribute"]["side"]["1"]["kappa"] == -1

@@ -77,7 +77,13 @@ def test_both_models(run_dir, tmp_path):
     assert len(rows) == 20
     assert all((run_dir / "data" / row["image"]).is_file() for row in rows)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 20
+    assert page.count('alt="Image of case ') == 20
+    # 16 queries, two of each attribute, beside as many training images as show another patient and other pixels.
+    assert page.count('alt="Query ') == 16
+    assert page.count('alt="Neighbour ') == 80
+    assert page.count("data:image/jpeg;base64,") == 20 + 16 + 80
+    assert set(results["encoder"]["linear_probe_by_attribute"]) == set(results["encoder"]["zero_shot_by_attribute"])
+    assert "refitted" in results["encoder"]["calibration"]["match"]
     assert str(tmp_path / "index.html") in done.stdout
 
 
@@ -112,6 +118,15 @@ def test_without_arguments_it_says_how(monkeypatch, capsys):
         ({"encoder_dir": "/nowhere/encoder"}, "/nowhere/encoder: "),
         ({"decoder_dir": "/nowhere/decoder"}, "/nowhere/decoder: "),
         ({"zero_shot_file": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        (
+            {"zero_shot_file": "knee_grad"},
+            "zero_shot_file knee_grad: no such file, and no task of that name (known: knee",
+        ),
+        (
+            {"zero_shot_file": "knee_grade"},
+            "zero_shot_file: task knee_grade: no pair of the sources knee, chen has a label",
+        ),
+        ({"num_resamples": -1}, "num_resamples: must be at least 0"),
         ({"lexicon": "nowhere"}, "lexicon nowhere: no such file"),
         ({"tasks": "caption"}, "no pair of the tasks caption"),
         ({"split": "dev"}, "split: 'dev' is none of"),

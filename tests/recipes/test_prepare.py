@@ -65,8 +65,9 @@ def test_the_command_prepares_and_sums_up(config, tmp_path):
         (["--output_dir", "out", "--knee_dir", "x", "--knee_dirs", "y"], "knee_dirs"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message):
-    result = run("recipes/prepare.py", *arguments)
+def test_wrong_input_is_one_line(arguments, message, tmp_path):
+    # The folder is made before the sources are read.
+    result = run("recipes/prepare.py", *(tmp_path / word if word == "out" else word for word in arguments))
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
 """Runs the real training commands on generated data with tiny models."""
 
+import json
 import os
 import runpy
 import shutil
@@ -103,10 +104,55 @@ def test_lora_config_trains_a_tiny_model(configs, tmp_path, monkeypatch):
     assert type(model).__name__.startswith("Peft")
 
 
+def tiny_words(configs, recipe, output_dir):
+    """A real encoder recipe with nothing changed but model, data, precision, size and length of the run."""
+    values = yaml.safe_load(configs["encoder"].read_text())
+    words = ["--config", ROOT / "recipes" / "encoder" / f"{recipe}.yaml", "--output_dir", output_dir]
+    words += ["--model_name_or_path", values["model_name_or_path"], "--data_dir", values["data_dir"]]
+    words += ["--model_revision", "null", "--image_size_px", 96, "--bf16", "false", "--use_cpu", "true"]
+    return [*words, "--dataloader_num_workers", 0, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
+
+
+@pytest.mark.parametrize("recipe", ["siglip_base_448_recommended", "siglip_base_448_lora"])
+def test_encoder_recipes_train_a_tiny_model(configs, tmp_path, monkeypatch, capsys, recipe):
+    output = tmp_path / "run"
+    assert run_here(monkeypatch, "encoder", *tiny_words(configs, recipe, output)) == 0
+    said = capsys.readouterr().out
+    assert "<- kept in wise_ft" in said
+    folders = [output, output / "wise_ft"]
+    if recipe.endswith("lora"):
+        assert all((folder / "adapter_model.safetensors").is_file() for folder in folders)
+        folders += [folder / "merged" for folder in folders]
+    for folder in folders:
+        model, processor = load_encoder(str(folder))
+        assert model.config.vision_config.image_size == processor.image_processor.size["width"] == 96
+    assert len(json.loads((output / "wise_ft" / "wise_ft.json").read_text())["figures"]) == 5
+
+
+def test_encoder_recipe_with_everything_else(configs, tmp_path, monkeypatch, capsys):
+    """Mirroring, unique captions, a frozen tower and rates by layer, in one run."""
+    words = ["--config", configs["encoder"], "--horizontal_flip_probability", 0.5, "--unique_captions", "true"]
+    words += ["--freeze", "text", "--layer_decay", 0.8, "--vision_lr", 0.01, "--early_stopping_patience", 1]
+    words += ["--warmup_steps", 0, "--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}"]
+    assert run_here(monkeypatch, "encoder", *words) == 0
+    said = capsys.readouterr().out
+    assert "training pairs may be mirrored" in said
+    assert "which could not be avoided" in said
+    values = yaml.safe_load(configs["encoder"].read_text())
+    before = load_file(Path(values["model_name_or_path"]) / "model.safetensors")
+    after = load_file(tmp_path / "encoder" / "model.safetensors")
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]) == name.startswith("text_model"), name
+
+
 @pytest.mark.parametrize(
     ("kind", "recipe", "says"),
     [
         ("encoder", "siglip_base_448", "effective batch 64 (8 x 8 accumulation x 1 processes)"),
+        ("encoder", "siglip_base_448_recommended", "effective batch 64 (64 x 1 accumulation x 1 processes)"),
+        ("encoder", "siglip_base_multilingual_448", "effective batch 64 (64 x 1 accumulation x 1 processes)"),
+        ("encoder", "siglip_base_448_lora", "effective batch 64 (64 x 1 accumulation x 1 processes)"),
+        ("encoder", "siglip_base_448_2gpu", "effective batch 64 (64 x 1 accumulation x 1 processes)"),
         ("decoder", "llama32_11b_lora", "effective batch 4 (1 x 4 accumulation x 1 processes)"),
     ],
 )
@@ -201,6 +247,23 @@ def test_two_processes(configs, tmp_path):
     done = launch("decoder", configs["decoder"], processes=2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "decoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"use_peft": True, "merge": True}, {"freeze": "vision"}], ids=["lora", "lit"])
+def test_two_processes_mix_start_and_end(configs, tmp_path, given):
+    """Adapters or a frozen tower, unique captions and mirroring, in a run of two processes."""
+    values = yaml.safe_load(configs["encoder"].read_text())
+    extra = {"unique_captions": True, "horizontal_flip_probability": 0.5, "wise_ft": [0, 0.5, 1]}
+    configs["encoder"].write_text(yaml.safe_dump(values | extra | given))
+    done = launch("encoder", configs["encoder"], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<- kept in wise_ft") == 1
+    assert "of their batch of 8, which could not be avoided" in done.stdout
+    folders = [tmp_path / "encoder", tmp_path / "encoder" / "wise_ft"]
+    folders += [folder / "merged" for folder in folders if given.get("merge")]
+    for folder in folders:
+        load_encoder(str(folder))
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
 """Knee X-rays of the Osteoarthritis Initiative as cropped and graded by Chen (Mendeley 56rmx5bjcr)."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from medfinetune.data.folders import walk
 from medfinetune.data.kellgren_lawrence import caption
 from medfinetune.data.schema import Dropped, Record, Split
 from medfinetune.errors import InputError
@@ -48,7 +48,7 @@ def read(chen_dir: Path, languages: Iterable[str], split_by: SplitBy) -> Iterato
 
 def _files(chen_dir: Path) -> Iterator[tuple[Path, str]]:
     """The image files in order, with the name of their split's folder."""
-    for folder, names, files in os.walk(chen_dir):
+    for folder, names, files in walk(chen_dir):
         names[:] = sorted(name for name in names if name != "__MACOSX")
         path = Path(folder)
         if re.fullmatch("[0-4]", path.name) and path.parent.name in _SPLIT_FOLDERS:

@@ -1,6 +1,5 @@
 """Knee X-rays graded by two experts: Gornale & Patravali, Digital Knee X-ray Images (Mendeley t9ndx37v5h)."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from PIL import Image
 
+from medfinetune.data.folders import walk
 from medfinetune.data.images import PART
 from medfinetune.data.kellgren_lawrence import caption
 from medfinetune.data.schema import Dropped, Record
@@ -72,7 +72,7 @@ def read(
 
 def _files(knee_dir: Path) -> Iterator[tuple[Path, str]]:
     """The image files in order, with the grader in whose folder each lies."""
-    for folder, names, files in os.walk(knee_dir):
+    for folder, names, files in walk(knee_dir):
         names[:] = sorted(name for name in names if name != "__MACOSX")
         parents = [knee_dir.name, *Path(folder).relative_to(knee_dir).parts]
         experts = [match[1].upper() for parent in parents if (match := _GRADER_FOLDER.fullmatch(parent))]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from medfinetune.data.folders import walk
 from medfinetune.data.schema import MISSING_IMAGE, Dropped, Record
 from medfinetune.errors import InputError
 
@@ -62,7 +63,7 @@ def read(pad_ufes_dir: Path, languages: Iterable[str]) -> Iterator[Record | Drop
     if not tables:
         raise InputError(f"{pad_ufes_dir}: holds no metadata.csv (pad_ufes_dir)")
     images: dict[str, str] = {}
-    for folder, _, names in sorted(os.walk(pad_ufes_dir)):
+    for folder, _, names in sorted(walk(pad_ufes_dir)):
         for name in names:
             images.setdefault(name, os.path.join(folder, name))
     for number, row in _rows(tables[0]):

@@ -5,17 +5,22 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from medfinetune.data.folders import walk
 from medfinetune.data.schema import EMPTY_TEXT, OTHER_LANGUAGE, Dropped, Record
 from medfinetune.data.sources.reports import language_of
 from medfinetune.data.tables import check_encoding, encoding_of
 from medfinetune.errors import InputError
 
 _LEFT_ALONE = re.compile(r"\..*|thumbs\.db|desktop\.ini|dicomdir", re.IGNORECASE)
-_NUMBER = re.compile(r"[-_ ]?\(?\d+\)?")
+# What other programs lay beside an image about it.
+_SIDE_CARS = (".json", ".xml", ".csv", ".tsv")
+_NUMBER = re.compile(r"(?P<mark>[-_ ]?\(?)\d+\)?")
 
 
 def read(reports_dir: Path, languages: Collection[str], encoding: str | None = None) -> Iterator[Record | Dropped]:
     """Reads `a.txt` for `a.png`, and for `a_1.png`, `a_2.png` (one study); a text alone in its folder is of all images.
+
+    Where a name ends in a digit, its numbered images need a mark: `case1.txt` is of `case1_2.png`, not of `case12.png`.
 
     Args:
         reports_dir: The folder, searched with all below it.
@@ -29,11 +34,11 @@ def read(reports_dir: Path, languages: Collection[str], encoding: str | None = N
         raise InputError(f"{reports_dir}: no such folder (reports_dir)")
     check_encoding(encoding)
     empty = True
-    for folder, names, files in os.walk(reports_dir):
+    for folder, names, files in walk(reports_dir):
         names[:] = sorted(name for name in names if name != "__MACOSX")
         paths = [Path(folder, name) for name in sorted(files) if not _LEFT_ALONE.fullmatch(name)]
         texts = [path for path in paths if path.suffix.lower() == ".txt"]
-        images = [path for path in paths if path.suffix.lower() != ".txt"]
+        images = [path for path in paths if path.suffix.lower() not in (".txt", *_SIDE_CARS)]
         empty = empty and not texts
         owned = _images_by_text(texts, images)
         for text in texts:
@@ -51,26 +56,28 @@ def _images_by_text(texts: list[Path], images: list[Path]) -> dict[Path, list[Pa
     found: dict[Path, list[Path]] = {}
     for text in texts:
         same = [image for image in images if image.stem == text.stem]
-        numbered = [
-            image
-            for image in images
-            if image.stem not in exact
-            and image.stem.startswith(text.stem)
-            and _NUMBER.fullmatch(image.stem[len(text.stem) :])
-        ]
+        numbered = [image for image in images if image.stem not in exact and _is_numbered(image.stem, text.stem)]
         found[text] = same or numbered
     if len(texts) == 1 and not found[texts[0]]:
-        found[texts[0]] = images
+        # `case10.png` is another case than `case1.txt`, though that has no image.
+        others = (image for image in images if not _is_numbered(image.stem, texts[0].stem, anyhow=True))
+        found[texts[0]] = list(others)
     return found
+
+
+def _is_numbered(image: str, text: str, anyhow: bool = False) -> bool:
+    number = _NUMBER.fullmatch(image[len(text) :]) if image.startswith(text) else None
+    return number is not None and (anyhow or bool(number["mark"]) or not text[-1:].isdigit())
 
 
 def _read_study(
     path: Path, images: list[Path], reports_dir: Path, languages: Collection[str], encoding: str | None
 ) -> Record | Dropped:
     where = str(path.relative_to(reports_dir))
-    encoding = encoding or encoding_of(path)
     try:
-        text = path.read_text(encoding=encoding).strip()
+        text = path.read_text(encoding=encoding or encoding_of(path)).strip()
+    except OSError as error:
+        return Dropped("reports", where, "text cannot be read", str(error.strerror))
     except UnicodeError as error:
         return Dropped("reports", where, "text is in another encoding", f"name it by `reports_encoding` ({error})")
     if not text:

@@ -1,6 +1,7 @@
 """Questions and answers about scans, in English and Chinese: SLAKE 1.0 (https://www.med-vqa.com/slake/)."""
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ def read(slake_dir: Path, languages: Collection[str], split_by: SplitBy) -> Iter
         name = row["img_name"]
         if name not in images:
             candidates = (folder / "imgs" / name, folder / name)
-            images[name] = next((path for path in candidates if path.is_file()), None)
+            images[name] = next((path for path in candidates if os.path.isfile(path)), None)
         if language not in languages:
             yield Dropped("slake", where, OTHER_LANGUAGE, language)
         elif not question or not answer:

@@ -1,3 +1,4 @@
+import os
 from collections import Counter
 
 import pytest
@@ -33,6 +34,12 @@ def test_patient_side_grade_and_split_are_read_off_the_tree(folder):
         ("9000099", "left", "1", "validation"),
     ]
     assert all(f"{record.label}" in record.text for record in records)
+
+
+def test_a_name_in_another_encoding_stops_nothing(folder):
+    save(folder / "ClsKLData/kneeKL224/train/0" / os.fsdecode(b"9003176L\xb2.png"), 5)
+    records, _ = read(folder)
+    assert len(records) == 10
 
 
 def test_splits_may_be_pooled(folder):

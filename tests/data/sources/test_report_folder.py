@@ -79,3 +79,41 @@ def test_wrong_input_is_named(tmp_path):
         read(tmp_path)
     with pytest.raises(InputError, match="reports_encoding: klingon: no such encoding"):
         read(tmp_path, encoding="klingon")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_longer_number_is_another_case(tmp_path, alone):
+    write(tmp_path / "case1.txt", "One.")
+    for i, name in enumerate(("case10.png", "case1_1.png", "case1 (2).png", "case1(3).png")[: 1 if alone else 4]):
+        save(tmp_path / name, i)
+    records, dropped = read(tmp_path)
+    assert dropped["case10.png"].reason == "no text beside the image"
+    if alone:
+        assert dropped["case1.txt"].reason == "no image beside the text"
+    else:
+        assert len(records["reports-case1"].images) == 3
+    # Where the name ends in no digit, nothing can be mistaken.
+    write(tmp_path / "b" / "knee.txt", "Knee.")
+    save(tmp_path / "b" / "knee1.png", 9)
+    save(tmp_path / "b" / "other.png", 10)
+    assert len(read(tmp_path)[0]["reports-b/knee"].images) == 1
+
+
+def test_side_cars_are_no_images(tmp_path):
+    write(tmp_path / "a.txt", "One.")
+    save(tmp_path / "a.png", 1)
+    for suffix in ("json", "XML", "csv"):
+        write(tmp_path / f"a.{suffix}", "{}")
+    records, dropped = read(tmp_path)
+    assert len(records["reports-a"].images) == 1
+    assert not dropped
+
+
+def test_a_broken_link_is_one_records_fault(tmp_path):
+    write(tmp_path / "a.txt", "One.")
+    save(tmp_path / "a.png", 1)
+    (tmp_path / "b.txt").symlink_to(tmp_path / "nowhere")
+    save(tmp_path / "b.png", 2)
+    records, dropped = read(tmp_path)
+    assert list(records) == ["reports-a"]
+    assert (dropped["b.txt"].reason, dropped["b.txt"].detail) == ("text cannot be read", "No such file or directory")

@@ -151,10 +151,9 @@ def test_images_in_the_table_itself(folder):
     first, _, third = reports.read(folder / "bytes.parquet", LANGUAGES, {}, incoming)
     assert Path(first.images[0]).read_bytes() == content[0]
     assert third.reason == "no image is named"
-    before = (incoming / first.images[0]).stat()
-    list(reports.read(folder / "bytes.parquet", LANGUAGES, {}, incoming))
-    # The same time of change: a later run finds it in its journal.
-    assert (incoming / first.images[0]).stat().st_mtime_ns == before.st_mtime_ns == 0
+    again, *_ = reports.read(folder / "bytes.parquet", LANGUAGES, {}, incoming)
+    # The same name: a later run finds it in its journal.
+    assert again.images == first.images
     # So the datasets library stores images: bytes, or a path.
     structs = [
         {"image": [{"bytes": content[2], "path": None}, {"bytes": None, "path": "scans/1.png"}], "text": "Both."}
@@ -181,10 +180,130 @@ def test_chats_are_passed_through(folder):
     ]
     path.write_text("\n".join(json.dumps(item) for item in rows))
     first, second, third, fourth = read(path)
-    assert first.text == "No <fracture>."
+    assert (first.task, first.question, first.answer) == ("question", "Fracture?", "No <fracture>.")
+    assert first.text == "Fracture? No <fracture>."
     assert first.metadata["messages"][1:] == turns[1:]
     assert second.metadata["messages"][0]["content"] == [{"type": "image"}] * 2 + [
         {"type": "text", "text": "Fracture?"}
     ]
     assert third.detail == "has places for 1 images, but 2 belong to it"
     assert fourth.detail == "needs a turn of the user and words of the assistant"
+
+
+def test_only_a_chat_that_asks_becomes_a_question(folder):
+    def turns(asked):
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": "Left."}]
+
+    rows = [
+        {"image": "scans/0.png", "messages": turns("哪一侧？")},
+        {"image": "scans/1.png", "messages": turns("Write the report.")},
+        {"image": "scans/1.png", "messages": turns("Which side?"), "text": "Left effusion."},
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = read(folder / "chats.jsonl")
+    assert [(record.task, record.text) for record in records] == [
+        ("question", "哪一侧？ Left."),
+        ("report", "Left."),
+        ("report", "Left effusion."),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_ids_are_the_same_however_they_are_spelled(folder, suffix):
+    ids = ["P１", "P1\u200b", " P1"] if suffix != "parquet" else [1.0, 1.0, 1.0]
+    if suffix == "csv":
+        ids[2:] = ["P1 "]
+    rows = [row(i, patient_id=name, study_id=name, label=name) for i, name in enumerate(ids)]
+    path = folder / f"reports.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_table(path, rows)
+    wanted = "1" if suffix == "parquet" else "P1"
+    for record in read(path):
+        assert (record.patient_id, record.label) == (wanted, wanted)
+        assert record.group_keys == [f"study:reports:{wanted}"]
+
+
+def test_whole_numbers_lose_the_point_that_pandas_gave_them(folder):
+    rows = [row(0, patient_id="4711.0", label="1.0", age="55.0"), row(1, patient_id="", label="1.5", age="56.0")]
+    first, second = read(write_table(folder / "reports.csv", rows))
+    assert (first.patient_id, first.label, first.metadata) == ("4711", "1.0", {"age": "55.0"})
+    assert (second.patient_id, second.label) == (None, "1.5")
+    pq.write_table(
+        pa.table({"image": ["scans/0.png"] * 2, "text": ["a", "b"], "label": [2.0, None]}), folder / "a.parquet"
+    )
+    assert [record.label for record in read(folder / "a.parquet")] == ["2", None]
+
+
+def test_not_a_number_is_missing(folder):
+    path = folder / "a.jsonl"
+    path.write_text(
+        json.dumps(row(0, patient_id=float("nan"), label=float("nan"), age=float("nan")))
+        + "\n"
+        + json.dumps(row(1, image=float("nan")))
+    )
+    first, second = read(path)
+    assert (first.patient_id, first.label, first.metadata) == (None, None, {})
+    assert second.reason == "no image is named"
+
+
+def test_an_image_cell_that_is_no_path_has_its_own_reason(folder):
+    path = write_table(folder / "reports.csv", [row(0, image="No fracture. " * 30), row(1, image="a\0b"), row(2)])
+    first, second, third = read(path)
+    assert first.reason == second.reason == "image path cannot be followed"
+    assert first.detail.endswith("File name too long")
+    assert isinstance(third, Record)
+
+
+def test_languages_by_their_names(folder):
+    names = ["Chinese", "english", "zh-CN", "zh_Hans", "EN", "Chinese (simplified)", "中文", "Klingon"]
+    records = read(write_table(folder / "reports.csv", [row(0, language=name) for name in names]))
+    assert [record.language for record in records[:-1]] == ["zh", "en", "zh", "zh", "en", "zh", "zh"]
+    assert records[-1].reason == OTHER_LANGUAGE
+    assert records[-1].detail.startswith("klingon (understood are en, eng, english, ")
+
+
+def test_a_table_of_questions_needs_no_text(folder):
+    rows = [{"image": "scans/0.png", "question": "Fracture?", "answer": "No"}]
+    (record,) = read(write_table(folder / "reports.csv", rows))
+    assert (record.task, record.text, record.answer) == ("question", "Fracture? No", "No")
+    rows = [row(0, question="", answer=""), row(1, text="", question="Left?", answer="Yes"), row(2, question="Why?")]
+    rows = [{"answer": ""} | item for item in rows]
+    first, second, third = read(write_table(folder / "reports.csv", rows))
+    assert [record.task for record in (first, second, third)] == ["report", "question", "report"]
+
+
+def test_rows_name_their_images_as_they_like(folder):
+    rows = [{"image": "scans/0.png", "text": "a"}, {"images": ["scans/1.png"], "text": "b"}]
+    for order in (rows, rows[::-1]):
+        (folder / "a.jsonl").write_text("\n".join(map(json.dumps, order)))
+        assert all(isinstance(item, Record) and not item.metadata for item in read(folder / "a.jsonl"))
+
+
+def test_a_column_images_beside_image_is_kept_as_metadata(folder):
+    (record,) = read(write_table(folder / "a.csv", [row(0, images="3")]))
+    assert record.metadata == {"images": "3"}
+    (record,) = read(write_table(folder / "a.csv", [row(0, image="", images="scans/1.png")]))
+    assert (record.images, record.metadata) == ([str(folder / "scans" / "1.png")], {})
+
+
+def test_a_column_that_is_missing_is_guessed(folder):
+    path = write_table(folder / "a.csv", [{"imgae": "scans/0.png", "text": "a"}])
+    with pytest.raises(InputError, match=r"column image is missing; it has imgae, text \(did you mean imgae\? "):
+        read(path)
+    path.write_text("image;text\nscans/0.png;Normal, no fracture.\n".replace(", ", " "))
+    with pytest.raises(InputError, match="`reports_separator: ;`"):
+        read(path)
+    (record,) = reports.read(path, LANGUAGES, {}, separator=";")
+    assert record.text == "Normal no fracture."
+
+
+def test_a_full_disk_is_not_the_tables_fault(folder):
+    content = (folder / "scans" / "0.png").read_bytes()
+    pq.write_table(pa.Table.from_pylist([{"image": content, "text": "One."}]), folder / "bytes.parquet")
+    (folder / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file/incoming: cannot be written \(output_dir\)"):
+        list(reports.read(folder / "bytes.parquet", LANGUAGES, {}, folder / "file" / "incoming"))

@@ -1,0 +1,154 @@
+"""Training images turned, cropped, brightened and mirrored, on the cache's pixels; texts follow their sides."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medfinetune.encoder.cache import PairCache
+from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.sides import swap_sides
+
+_KEYS = ("rotation_degrees", "brightness", "contrast", "horizontal_flip_probability")
+
+
+def augment_pairs(
+    pairs: datasets.Dataset, make_cache: Callable[[datasets.Dataset], PairCache], args: SigLIPConfig
+) -> Any:
+    """The training pairs, decoded once and altered anew in each epoch where the settings ask for it.
+
+    Args:
+        pairs: As `load_pairs` gives them.
+        make_cache: Makes a `PairCache` of pairs; called again with swapped texts where images may be mirrored.
+        args: The run's settings.
+
+    Returns:
+        The `PairCache` itself where no strength is set; else `AugmentedPairs` around it.
+    """
+    cache = make_cache(pairs)
+    if args.crop_scale_min == 1 and not any(getattr(args, key) for key in _KEYS):
+        return cache
+    if not args.horizontal_flip_probability:
+        return AugmentedPairs(cache, args)
+    mirrored_pairs, can_mirror = mirror_texts(pairs)
+    if args.process_index == 0:
+        print(
+            f"horizontal_flip_probability: {sum(can_mirror):,} of {len(pairs):,} training pairs may be mirrored; the "
+            "others name a side that cannot be swapped safely"
+        )
+    return AugmentedPairs(cache, args, make_cache(mirrored_pairs), can_mirror)
+
+
+def mirror_texts(pairs: datasets.Dataset) -> tuple[datasets.Dataset, list[bool]]:
+    """The pairs with left and right swapped in `text` and `label`, and which of them it could be done for."""
+    can_mirror = [True] * len(pairs)
+    for column in ("text", "label"):
+        if column in pairs.column_names:
+            before = list(pairs.select_columns([column])[column])
+            swapped = [None if value is None else swap_sides(value) for value in before]
+            for i, (old, new) in enumerate(zip(before, swapped, strict=True)):
+                if old is not None and new is None:
+                    can_mirror[i], swapped[i] = False, old
+            feature = pairs.features[column]
+            pairs = pairs.remove_columns(column).add_column(column, swapped, feature=feature)
+    return pairs, can_mirror
+
+
+class AugmentedPairs(torch.utils.data.Dataset):
+    """A `PairCache` whose images are altered by chance.
+
+    What happens to a pair follows from the run's seed, the epoch and the pair alone: the same in every number of
+    processes and workers, and in a resumed run.
+    """
+
+    def __init__(
+        self,
+        cache: PairCache,
+        args: SigLIPConfig,
+        mirrored: PairCache | None = None,
+        can_mirror: list[bool] | None = None,
+    ):
+        """
+        Args:
+            cache: The pairs as they are.
+            args: The strengths.
+            mirrored: The same pairs in the same order, with the sides in their texts swapped.
+            can_mirror: For which of them that was safe; the others are never mirrored.
+        """
+        self._cache, self._args, self._mirrored, self._can_mirror = cache, args, mirrored, can_mirror
+        self.texts, self.languages, self.image_keys = cache.texts, cache.languages, cache.image_keys
+        self.collate = cache.collate
+        # Shared, so that workers that live longer than an epoch see it too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws anew; called before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        args = self._args
+        rng = np.random.default_rng((args.seed, int(self._epoch), i))
+        degrees, x, y, brightness, contrast = rng.uniform(-1, 1, size=5)
+        chance, area = rng.uniform(size=2)
+        row = dict(self._cache[i])
+        mirror = chance < args.horizontal_flip_probability and self._mirrored is not None and self._can_mirror[i]
+        if mirror:
+            row = self._mirrored[i] | {"pixels": row["pixels"][:, ::-1]}
+            if "group_ids" in row:
+                # The mirrored image is another one: the texts of its twin are not true of it.
+                row["group_ids"] = torch.cat([-row["group_ids"][:1], row["group_ids"][1:]])
+        pixels = torch.from_numpy(np.array(row["pixels"]))
+        side = math.sqrt(1 - area * (1 - args.crop_scale_min))
+        pixels = turn_and_crop(pixels, degrees * args.rotation_degrees, side, x, y)
+        pixels = change_light(pixels, 1 + brightness * args.brightness, 1 + contrast * args.contrast)
+        return row | {"pixels": pixels.numpy()}
+
+
+def turn_and_crop(pixels: Tensor, degrees: float = 0.0, side: float = 1.0, x: float = 0.0, y: float = 0.0) -> Tensor:
+    """Turns an image about its middle and cuts a window out, which is scaled up to the same size (bilinear).
+
+    Args:
+        pixels: `(H, W, 3)`, uint8.
+        degrees: Anticlockwise. What comes in from outside repeats the edge.
+        side: Length of the window's sides over the image's, in (0, 1].
+        x: Where the window lies, from -1 (left) to 1 (right).
+        y: The same, from -1 (top) to 1 (bottom).
+
+    Returns:
+        `(H, W, 3)`, uint8; the same pixels where nothing is turned or cut.
+    """
+    if degrees == 0 and side == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    cos, sin = side * math.cos(math.radians(degrees)), side * math.sin(math.radians(degrees))
+    theta = [[cos, -sin * height / width, x * (1 - side)], [sin * width / height, cos, y * (1 - side)]]
+    grid = F.affine_grid(torch.tensor([theta], dtype=torch.float32), [1, 3, height, width], align_corners=False)
+    image = pixels.permute(2, 0, 1)[None].float()
+    turned = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return turned[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+
+
+def change_light(pixels: Tensor, brightness: float = 1.0, contrast: float = 1.0) -> Tensor:
+    """Spreads an image's values about their mean and then scales them.
+
+    Args:
+        pixels: `(H, W, 3)`, uint8.
+        brightness: Factor of every value.
+        contrast: Factor of the distance to the image's mean.
+
+    Returns:
+        `(H, W, 3)`, uint8, cut off at 0 and 255; the same pixels where both are 1.
+    """
+    if brightness == 1 and contrast == 1:
+        return pixels
+    values = pixels.float()
+    mean = values.mean()
+    return (((values - mean) * contrast + mean) * brightness).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,45 @@
+"""What the encoder's benchmark compares with is what it says."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import SiglipModel
+
+from tests.benchmarks.alone import measure, ratio
+from tests.benchmarks.encoder_knee import prompts_of_grades, scores
+from tests.benchmarks.encoder_loss import transformers_loss
+from tests.benchmarks.encoder_step import REPO
+
+
+def test_formula_is_that_of_transformers(tiny_siglip):
+    model = SiglipModel.from_pretrained(tiny_siglip)
+    inputs = {"input_ids": torch.randint(0, 90, (5, 64)), "pixel_values": torch.randn(5, 3, 48, 48)}
+    with torch.no_grad():
+        outputs = model(**inputs, return_loss=True)
+        loss = transformers_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp(), model.logit_bias)
+    torch.testing.assert_close(loss, outputs.loss)
+
+
+def test_memory_is_what_was_taken():
+    figures = measure(lambda: torch.ones(64 * 2**18))
+    assert 63 < figures["mib"] < 80
+    assert ratio(1.0, None) is None
+
+
+def test_a_constant_answer_scores_as_one():
+    truth = [0, 0, 1, 2, 3, 4]
+    assert scores(truth, [0] * 6) == {
+        "accuracy": pytest.approx(1 / 3),
+        "balanced_accuracy": pytest.approx(0.2),
+        "quadratic_weighted_kappa": 0,
+    }
+    assert len({text for texts in prompts_of_grades().values() for text in texts}) == 20
+
+
+def test_an_unknown_part_is_refused():
+    command = [sys.executable, str(REPO / "tests" / "benchmarks" / "encoder.py"), "--only", "loss,lost"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--only: lost: must be of loss, step" in done.stderr
