@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from medfinetune.distributed import gather, rank, sum_over_processes, world_size
+from medfinetune.distributed import check_deepspeed, gather, rank, sum_over_processes, world_size
+from medfinetune.errors import InputError
 
 WORKER = """
 import torch
@@ -47,3 +49,19 @@ def test_one_process_alone():
     rows = torch.ones(2, 3)
     assert torch.equal(gather(rows), rows)
     assert torch.equal(sum_over_processes(rows), rows)
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        (False, r"is not installed; install it with: pip install 'medfinetune\[deepspeed\]'"),
+        (True, "needs a launcher that joins processes, such as accelerate launch --multi_gpu --num_processes 2"),
+    ],
+)
+def test_deepspeed_says_what_it_lacks(monkeypatch, installed, message):
+    # DeepSpeed is an extra: this must hold where it is installed and where it is not.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match=f"^deepspeed: {message}"):
+        check_deepspeed({"steps_per_print": 9})
+    check_deepspeed({"steps_per_print": 9}, dry_run=True)

@@ -443,7 +443,9 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path, num_workers):
     assert failed.returncode == 2, failed.stdout
     assert f"error: {tmp_path}/out: cannot be written (output_dir): " in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert (tmp_path / "out" / JOURNAL).read_text().count("sha256") == 2
+    # What another worker had in hand at that moment is not noted.
+    noted = (tmp_path / "out" / JOURNAL).read_text().count("sha256")
+    assert 3 - num_workers <= noted <= 2
     done = start(resource.RLIM_INFINITY)
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "out")) == 4
