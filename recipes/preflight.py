@@ -8,10 +8,12 @@ import sys
 
 from transformers.utils import logging
 
-from medfinetune.decoder import preflight as decoder
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.encoder import preflight as encoder
+from medfinetune.decoder.measure import measure_run as measure_decoder
+from medfinetune.decoder.preflight import preflight as preflight_decoder
 from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.measure import measure_run as measure_encoder
+from medfinetune.encoder.preflight import preflight as preflight_encoder
 from medfinetune.parser import run
 from medfinetune.preflight.config import read_arguments
 from medfinetune.preflight.table import describe, describe_measured
@@ -20,18 +22,15 @@ from medfinetune.preflight.table import describe, describe_measured
 def main() -> None:
     logging.set_verbosity_error()
     asked = read_arguments({"encoder": SigLIPConfig, "decoder": MllamaSFTConfig})
-    options, family = asked.options, encoder if asked.kind == "encoder" else decoder
-    plan = family.preflight(
-        asked.args,
-        asked.machine,
-        asked.zero,
-        num_images=options.num_images,
-        num_tiles=options.num_tiles,
-        num_rows=options.num_rows,
-    )
+    args, machine, zero, options = asked.args, asked.machine, asked.zero, asked.options
+    if asked.kind == "encoder":
+        plan = preflight_encoder(args, machine, zero, options.num_rows)
+    else:
+        plan = preflight_decoder(args, machine, zero, options.num_images, options.num_tiles, options.num_rows)
     print(describe(plan))
     if options.measure:
-        print(describe_measured(family.measure_run(asked.args, asked.machine, asked.zero)))
+        measure = measure_encoder if asked.kind == "encoder" else measure_decoder
+        print(describe_measured(measure(args, machine, zero)))
     sys.exit(0 if plan.fits else 1)
 
 

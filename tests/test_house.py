@@ -30,10 +30,11 @@ TIERS = [
     | {"encoder.exact", "encoder.labels", "encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"}
     | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}
-    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge"},
+    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge"}
+    | {"encoder.preflight", "decoder.preflight"},
     {"evaluation", "demo"},
     {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},
-    {"encoder.preflight", "decoder.preflight"},
+    {"encoder.measure", "decoder.measure"},
 ]
 
 

@@ -74,7 +74,8 @@ def _forward(
     hidden = model.model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     labelled = targets != IGNORED
-    scores = score_labels(model.lm_head, hidden[labelled], targets[labelled])
+    places = labelled.nonzero(as_tuple=True)
+    scores = score_labels(model.lm_head, hidden[places], targets[places])
     log_probs, entropies, best = (score.new_zeros(labelled.shape).masked_scatter(labelled, score) for score in scores)
     count = labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return FusedCausalLMOutput(

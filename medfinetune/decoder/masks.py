@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def cross_attention_mask(
@@ -82,6 +83,11 @@ def tiles_that_matter(mask: Tensor, reference: bool) -> ShownTiles:
     return ShownTiles(slots, counts.gather(1, slots))
 
 
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether there are only shapes to look at: on the meta device, and where preflight counts."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
 def padding_is_alike(states: Tensor, mask: Tensor) -> bool:
     """Whether the unseen tiles of each image are equal, so that one can stand for all.
 
@@ -89,7 +95,7 @@ def padding_is_alike(states: Tensor, mask: Tensor) -> bool:
         states: `(B, N, 4, patches, features)`.
         mask: `(B, T, N, 4)`, 1 where a token sees a tile.
     """
-    if states.is_meta:
+    if has_no_values(states):
         return True
     seen = mask.bool().any(dim=1).to(states.device)
     last = states[:, :, -1:]

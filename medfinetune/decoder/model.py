@@ -97,17 +97,22 @@ def _load_model(
     return model
 
 
-def describe_parameters(args: MllamaSFTConfig) -> str:
-    """How many parameters a run would train, counted on the meta device: no weight is loaded.
+def shape_of(name: str) -> tuple[MllamaConfig, str]:
+    """The shape of a local checkpoint, or the 11B shape and a note that says so.
 
-    A checkpoint that is not at hand is taken for the 11B shape: transformers' default, but for images of 560 px.
+    Raises:
+        InputError: The folder holds another kind of model.
     """
-    local = Path(args.model_name_or_path).is_dir()
-    config = (
-        MllamaConfig.from_pretrained(args.model_name_or_path)
-        if local
-        else MllamaConfig(vision_config={"image_size": 560})
-    )
+    require_model_type(name, "mllama")
+    if Path(name).is_dir():
+        return MllamaConfig.from_pretrained(name), ""
+    # The published tiles are of 560 px, where transformers' default is 448.
+    return MllamaConfig(vision_config={"image_size": 560}), "of the 11B shape; the checkpoint was not looked at"
+
+
+def describe_parameters(args: MllamaSFTConfig) -> str:
+    """How many parameters a run would train, counted on the meta device: no weight is loaded."""
+    config, note = shape_of(args.model_name_or_path)
     with torch.device("meta"):
         model: Any = MllamaForConditionalGeneration(config)
         if args.use_peft:
@@ -116,8 +121,7 @@ def describe_parameters(args: MllamaSFTConfig) -> str:
             freeze(model, args)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    shape = "" if local else " (of the 11B shape; the checkpoint was not looked at)"
-    return f"{trained:,} of {total:,} parameters would be trained{shape}"
+    return f"{trained:,} of {total:,} parameters would be trained{f' ({note})' if note else ''}"
 
 
 def freeze(model: nn.Module, args: MllamaSFTConfig) -> None:

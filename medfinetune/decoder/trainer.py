@@ -19,7 +19,7 @@ from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
-from medfinetune.decoder.recompute import GIB, RecomputeLayers, measure_stored_bytes
+from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
 from medfinetune.decoder.vision import use_fast_vision
@@ -88,7 +88,7 @@ class MllamaSFTTrainer(SFTTrainer):
         without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
-        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, train_dataset)))
+        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, int(has_images(train_dataset)))))
         self.add_callback(StopOnNonFiniteLoss())
         self._set_up_vision_cache()
         self._check_predictions()
@@ -204,35 +204,6 @@ class MllamaSFTTrainer(SFTTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
-
-
-def num_recomputed_layers(model: Any, args: MllamaSFTConfig, train_dataset: Any) -> int:
-    """How many text layers a run recomputes.
-
-    Args:
-        model: With or without adapters, what is frozen frozen.
-        args: The run's settings.
-        train_dataset: Rows with `images`; where none has one, stock stores nothing in the tower either.
-    """
-    num_layers = model.config.text_config.num_hidden_layers
-    if not args.activation_checkpointing or args.recompute == "none":
-        return 0
-    if args.recompute == "all":
-        return num_layers
-    stored = measure_stored_bytes(
-        model.config,
-        lora_config(args) if args.use_peft else None,
-        args.per_device_train_batch_size,
-        args.max_length,
-        int(has_images(train_dataset)),
-        getattr(torch, args.dtype),
-        args.bf16,
-    )
-    if args.recompute_memory_gib is not None:
-        return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
-    trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
-    saves_tower = args.fast_vision and not trains
-    return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
 
 
 def _what_saves_memory(args: MllamaSFTConfig) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama.modeling_mllama import MllamaVisionAttention, MllamaVisionModel
 
+from medfinetune.decoder.masks import has_no_values
 from medfinetune.distributed import sum_over_processes, world_size
 
 _PAD_TO = 8
@@ -145,9 +145,9 @@ def _counts_of_all(counts: set[int], tower: nn.Module, images: Tensor) -> list[i
 def _distinct(images: Tensor, ratio_ids: Tensor, num_tiles: list[int]) -> tuple[list[int], list[int]]:
     """The first of each set of equal images, and for each image the first that equals it.
 
-    On the meta device there are no pixels to compare: images of one tensor that was expanded are equal, others differ.
+    Without values there are no pixels to compare: images of one tensor that was expanded are equal, others differ.
     """
-    if images.is_meta:
+    if has_no_values(images):
         expanded = images.stride(0) == 0
         return ([0], [0] * len(images)) if expanded else (list(range(len(images))), list(range(len(images))))
     # Sums tell most apart at once; pixels are compared only where those agree.
@@ -215,8 +215,9 @@ def _encode(tower: Any, images: Tensor, ratio_ids: Tensor, num_tiles: int) -> Te
 
 def _alike(slots: Tensor) -> bool:
     """Whether all of dimension 1 are equal; not looked at without data, where only shapes and operations count."""
-    without_data = slots.is_meta or isinstance(slots, FakeTensor)
-    return without_data or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
+    return (
+        has_no_values(slots) or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
+    )
 
 
 def _split(layout: _Layout, is_global: bool, hidden: Tensor) -> _Split:

@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel
 
 from medfinetune.data.chat import PAIRS_FILE
 from medfinetune.data.load import load_pairs
+from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
-from medfinetune.encoder.model import load_encoder
-from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError, require_model_type
 from medfinetune.preflight.changes import Machine, Setup
-from medfinetune.preflight.measure import NUM_STEPS, Measured, measure
-from medfinetune.preflight.memory import Weights, Zero, count_weights, memory_of
+from medfinetune.preflight.memory import Weights, Zero, count_weights
 from medfinetune.preflight.plan import Plan, plan
 from medfinetune.preflight.step import Step, count_step, mixed_precision, without_memory
 from medfinetune.training import splits_for_training
@@ -32,7 +29,7 @@ _TOKENS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}  # transf
 
 
 def preflight(
-    args: SigLIPConfig, machine: Machine, zero: Zero | None = None, num_rows: int | None = None, **_: Any
+    args: SigLIPConfig, machine: Machine, zero: Zero | None = None, num_rows: int | None = None
 ) -> Plan:
     """Counts what a run takes, and looks for changes where it does not fit; loads no weights.
 
@@ -92,45 +89,16 @@ def count_run(args: SigLIPConfig, zero: Zero | None, config: SiglipConfig) -> tu
     return weights, Step(step.peak_bytes + rest, step.activation_bytes + rest, step.tflop * scale)
 
 
-def measure_run(args: SigLIPConfig, machine: Machine, zero: Zero | None) -> Measured:
-    """Takes two real steps, with the checkpoint and the data that the config names; all batches are equally long.
-
-    Raises:
-        InputError: DeepSpeed is asked for, or the checkpoint, the data or the GPU are not there.
-    """
-    if zero is not None:
-        raise InputError("measure: does not start DeepSpeed; measure without the key deepspeed")
-    rows, _ = splits_for_training(load_pairs(args.data_dir), args.tasks, args)
-    model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)
-    size = args.per_device_train_batch_size
-    number = size * args.gradient_accumulation_steps * NUM_STEPS
-    some = rows.select([i % len(rows) for i in range(number)])
-    accumulates = args.gradient_accumulation_steps > 1
-    counted = count_run(args, None, model.config)
-    predicted = memory_of(*counted, args.optim, accumulates, None, 1, machine.on_cpu)
-    return measure(
-        args,
-        machine.on_cpu,
-        f"{size} pairs at {model.config.vision_config.image_size} px",
-        predicted,
-        lambda short: SigLIPTrainer(model, short, some, None, processor),
-    )
-
-
 def _model(args: SigLIPConfig, config: SiglipConfig) -> Any:
+    """As `load_encoder` and `SigLIPTrainer` make it."""
     model: Any = SiglipModel(config)
     model.train()
-    frozen = getattr(args, "freeze", "none")
-    if frozen != "none":
-        getattr(model, f"{frozen}_model").requires_grad_(False)
-    if getattr(args, "use_peft", False):
-        targets = args.lora_target_modules
-        lora = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
-        lora.target_modules = targets
-        model = get_peft_model(model, lora)
+    model = prepare_to_learn(model, args)
     if args.activation_checkpointing:
         kwargs = {"use_reentrant": False, **(args.activation_checkpointing_kwargs or {})}
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        if args.use_peft:
+            model.enable_input_require_grads()
     return model
 
 

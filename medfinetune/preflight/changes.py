@@ -111,8 +111,8 @@ def fits_on(total: int, host: int, machine: Machine) -> bool:
 
 
 def _counted_keys(args: Any) -> tuple:
-    keys = ("per_device_train_batch_size", "micro_batch_size", "activation_checkpointing", "dtype", "use_peft")
-    return tuple(getattr(args, key, None) for key in (*keys, "load_in_4bit", "load_in_8bit"))
+    keys = ("per_device_train_batch_size", "micro_batch_size", "activation_checkpointing", "recompute", "dtype")
+    return tuple(getattr(args, key, None) for key in (*keys, "use_peft", "load_in_4bit", "load_in_8bit"))
 
 
 def _with(setup: Setup, **values: Any) -> Setup:
@@ -141,8 +141,14 @@ def _smaller_batch(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]
 
 
 def _checkpointing(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
-    if not setup.args.activation_checkpointing:
-        yield _with(setup, activation_checkpointing=True), "activation_checkpointing: true"
+    """The decoder recomputes only as many layers as keep its step within stock's memory, unless told."""
+    args = setup.args
+    told = [] if args.activation_checkpointing else ["activation_checkpointing: true"]
+    if told and getattr(args, "recompute", None) != "none":
+        yield _with(setup, activation_checkpointing=True), told[0]
+    if getattr(args, "recompute", "all") != "all":
+        changed = _with(setup, activation_checkpointing=True, recompute="all")
+        yield changed, ", ".join([*told, "recompute: all"])
 
 
 def _half_weights(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -44,11 +44,13 @@ class Step:
         activation_bytes: The same without the gradients of parameters.
         tflop: Arithmetic of matrix products, convolutions and attention, in 1e12 operations (an addition and a
             multiplication are two).
+        num_recomputed: Of the decoder's text layers, how many are computed again in the backward.
     """
 
     peak_bytes: int
     activation_bytes: int
     tflop: float
+    num_recomputed: int = 0
 
 
 class LiveMemory(TorchDispatchMode):
@@ -128,6 +130,19 @@ class LiveMemory(TorchDispatchMode):
             self._gradients += self._sizes[key]
 
 
+class _ShapesOnly(FakeTensorMode):
+    """Fake tensors beside a few real ones, such as masks, whose values decide about what is computed."""
+
+    def __init__(self):
+        super().__init__(allow_non_fake_inputs=True)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
+            return function(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(function, types, args, kwargs or {})
+
+
 @contextmanager
 def without_memory(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """A model that is built inside has weights of `dtype` that take no memory."""
@@ -156,11 +171,12 @@ def count_step(model: nn.Module, forward_and_backward: Callable[[], None]) -> St
 
     Args:
         model: Built inside `without_memory`; of no use afterwards.
-        forward_and_backward: Makes its own inputs, and leaves the gradients in the model.
+        forward_and_backward: Makes its own large inputs, and leaves the gradients in the model. Tensors from outside
+            keep their values.
     """
     flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     # Fake tensors say that they are on the CPU: autocast and attention's kernels depend on a device.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _ShapesOnly():
         model.to_empty(device="cpu")
         gc.collect()
         gc.freeze()  # what is there already is not looked through again

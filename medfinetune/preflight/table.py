@@ -56,6 +56,8 @@ def _memory(plan: Plan) -> list[str]:
         _row("optimiser states", gib(memory.optimizer), "and its fp32 weights" if zero else ""),
         _row("activations of one micro-batch, at the peak", gib(memory.activations)),
     ]
+    if plan.step.num_recomputed:
+        lines.append(_row("text layers that are computed twice for it", f"{plan.step.num_recomputed}"))
     if memory.communication:
         lines.append(_row("buckets for reducing gradients", gib(memory.communication)))
     if memory.step_temporaries:

@@ -3,8 +3,9 @@ import torch
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 from medfinetune.data.load import load_chats
-from medfinetune.decoder.model import load_decoder
-from medfinetune.decoder.preflight import count_run, preflight, shape_of
+from medfinetune.decoder.model import load_decoder, shape_of
+from medfinetune.decoder.preflight import count_run, preflight
+from medfinetune.decoder.recompute import num_recomputed_layers, recompute_layers
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import memory_of
@@ -72,6 +73,7 @@ def case(name, slow=False, **changes):
     [
         case("full"),
         case("full, checkpointing", activation_checkpointing=True),
+        case("full, all recomputed", activation_checkpointing=True, recompute="all"),
         case("full, accumulating", gradient_accumulation_steps=2),
         case("full, tower too", slow=True, freeze_vision=False),
         case("full, autocast", slow=True, bf16=True),
@@ -94,6 +96,8 @@ def test_memory_is_that_of_a_real_step(shape, phantom_dir, tiny_mllama, tmp_path
     trainer.create_optimizer()
     if args.activation_checkpointing:
         trainer.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        recompute_layers(trainer.model, num_recomputed_layers(trainer.model, args, 1))  # as at the start of training
+        assert counted.num_recomputed == num_recomputed_layers(trainer.model, args, 1)
     wrapped, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     inputs = batch(4, 4)
