@@ -5,6 +5,7 @@ follow, as for recipes/encoder.py and recipes/decoder.py. The exit status is 1 w
 """
 
 import sys
+import warnings
 
 from transformers.utils import logging
 
@@ -21,6 +22,7 @@ from medfinetune.preflight.table import describe, describe_measured
 
 def main() -> None:
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     asked = read_arguments({"encoder": SigLIPConfig, "decoder": MllamaSFTConfig})
     args, machine, zero, options = asked.args, asked.machine, asked.zero, asked.options
     if asked.kind == "encoder":

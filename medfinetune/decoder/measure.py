@@ -37,7 +37,7 @@ def measure_run(args: MllamaSFTConfig, machine: Machine, zero: Zero | None) -> M
     told = copy.copy(args)
     told.max_length = lengths[longest[0]]
     images = max(len(row["images"]) for row in same.select(range(min(size, len(longest)))))
-    counted = count_run(told, None, model.config, max(images, 1))
+    counted = count_run(told, None, model.config, images)
     accumulates = args.gradient_accumulation_steps > 1
     predicted = memory_of(*counted, args.optim, accumulates, None, 1, machine.on_cpu)
     return measure(

@@ -16,7 +16,7 @@ from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, lora_config, shape_of
-from medfinetune.decoder.recompute import num_recomputed_layers, recompute_layers
+from medfinetune.decoder.recompute import num_recomputed_layers, recompute_layers, without_zero3
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.memory import Weights, Zero, count_weights
@@ -39,7 +39,7 @@ def preflight(
         args: The run's settings.
         machine: What it runs on.
         zero: The DeepSpeed stage; none without DeepSpeed.
-        num_images: Images of a chat.
+        num_images: Images of a chat; 0 for chats of text alone.
         num_tiles: Tiles of an image, at most 4; fewer are less arithmetic, and with a trained tower the same memory.
         num_rows: Training chats; those in `args.data_dir` where left out.
 
@@ -70,7 +70,7 @@ def count_run(
     bits = 4 if args.load_in_4bit else 8 if args.load_in_8bit else 0
     # DeepSpeed keeps the whole model in the dtype that it computes in, and casts nothing on the way.
     dtype = getattr(torch, args.dtype) if zero is None else half or torch.float32
-    with without_memory(dtype):
+    with without_zero3(), without_memory(dtype):
         model = _model(args, config, float_adapters=zero is None and not bits)
     num_recomputed = num_recomputed_layers(model, args, num_images)
     recompute_layers(model, num_recomputed)
@@ -108,19 +108,19 @@ def _step(
     """Masks and labels are real tensors: what is computed follows from their values."""
     batch, length = args.per_device_train_batch_size, args.max_length
     slots, side = config.vision_config.max_num_tiles, config.vision_config.image_size
-    tiles = torch.zeros(batch, num_images, slots, dtype=torch.long)
-    tiles[..., :num_tiles] = 1
     tokens = torch.zeros(batch, length, dtype=torch.long)
-    inputs = {
-        "input_ids": tokens,
-        "labels": tokens,
-        "aspect_ratio_ids": torch.ones(batch, num_images, dtype=torch.long),
-        "aspect_ratio_mask": tiles,
-        "cross_attention_mask": tiles[:, None].expand(-1, length, -1, -1).contiguous(),
-    }
+    inputs = {"input_ids": tokens, "labels": tokens}
+    if num_images:
+        tiles = torch.zeros(batch, num_images, slots, dtype=torch.long)
+        tiles[..., :num_tiles] = 1
+        inputs |= {
+            "aspect_ratio_ids": torch.ones(batch, num_images, dtype=torch.long),
+            "aspect_ratio_mask": tiles,
+            "cross_attention_mask": tiles[:, None].expand(-1, length, -1, -1).contiguous(),
+        }
 
     def step() -> None:
-        pixels = torch.zeros(batch, num_images, slots, 3, side, side)
-        model(**inputs, pixel_values=pixels, fused_lm_head=True).loss.backward()
+        pixels = {"pixel_values": torch.zeros(batch, num_images, slots, 3, side, side)} if num_images else {}
+        model(**inputs, **pixels, fused_lm_head=True).loss.backward()
 
     return step

@@ -219,7 +219,7 @@ def _one_layer_of_each(
     """The model with one text layer of each kind, as it trains."""
     small = MllamaConfig.from_dict(config.to_dict())
     small.text_config.num_hidden_layers, small.text_config.cross_attention_layers = 2, [1]
-    with _without_zero3(), torch.device("meta"):
+    with without_zero3(), torch.device("meta"):
         model: Any = MllamaForConditionalGeneration(small).to(dtype)
         model.model.vision_model.requires_grad_(False)
         model = get_peft_model(model, lora) if lora else model
@@ -237,7 +237,7 @@ def _one_layer_of_each(
 
 
 @contextmanager
-def _without_zero3() -> Iterator[None]:
+def without_zero3() -> Iterator[None]:
     """Models are built whole, although DeepSpeed's ZeRO-3 is on."""
     config = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
+from medfinetune.decoder.preflight import count_run
 from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
@@ -26,6 +28,7 @@ from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
+from medfinetune.preflight.advice import what_would_fit
 from medfinetune.training import StopOnNonFiniteLoss, saving_to, where_to_go_on
 
 
@@ -195,26 +198,14 @@ class MllamaSFTTrainer(SFTTrainer):
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
+            num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
+            count = partial(count_run, config=self.model.config, num_images=num_images)
             raise InputError(
                 f"step {self.state.global_step}: out of memory; the longest row of the batch is "
-                f"{describe_longest(inputs, self._ids)}. {_what_saves_memory(self.args)}. "
+                f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
                 f"{where_to_go_on(self.args.output_dir)}"
             ) from error
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
-
-
-def _what_saves_memory(args: MllamaSFTConfig) -> str:
-    ways = []
-    if args.per_device_train_batch_size > 1:
-        ways.append("per_device_train_batch_size: 1 (and gradient_accumulation_steps as many times larger)")
-    if not args.activation_checkpointing:
-        ways.append("activation_checkpointing: true")
-    if not args.use_peft:
-        ways.append("use_peft: true")
-    elif not (args.load_in_4bit or args.deepspeed):
-        ways.append("load_in_4bit: true")
-    ways.append(f"a max_length below {args.max_length}")
-    return f"Try, in this order: {'; '.join(ways)}"

@@ -1,5 +1,6 @@
 """What a SigLIP run will take: the model on fake tensors, and one step of a whole batch."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -26,6 +27,13 @@ from medfinetune.training import splits_for_training
 
 _PIECES = 3
 _TOKENS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}  # transformers' defaults are another model's
+_SIZES = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "medsiglip": (1152, 27, 16, 4304),
+}
+"""Width, layers, heads and inner width of both towers, by a word of the published name."""
 
 
 def preflight(
@@ -48,10 +56,16 @@ def preflight(
 
 
 def shape_of(args: SigLIPConfig) -> tuple[SiglipConfig, str]:
-    """The shape of a local checkpoint, or that of SigLIP base and a note that says so; at the run's image size."""
+    """The shape of a local checkpoint, or that of the name and a note that says so; at the run's image size.
+
+    Raises:
+        InputError: The folder named holds no SigLIP, or `image_size_px` is no multiple of its patch.
+    """
     require_model_type(args.model_name_or_path, "siglip")
-    local = Path(args.model_name_or_path).is_dir()
-    config = SiglipConfig.from_pretrained(args.model_name_or_path) if local else SiglipConfig(text_config=_TOKENS)
+    if Path(args.model_name_or_path).is_dir():
+        config, note = SiglipConfig.from_pretrained(args.model_name_or_path), ""
+    else:
+        config, note = _published_shape(args.model_name_or_path)
     vision = config.vision_config
     if args.image_size_px is not None:
         if args.image_size_px < 1 or args.image_size_px % vision.patch_size:
@@ -59,7 +73,30 @@ def shape_of(args: SigLIPConfig) -> tuple[SiglipConfig, str]:
                 f"image_size_px: {args.image_size_px} is no multiple of the patch of {vision.patch_size} px"
             )
         vision.image_size = args.image_size_px
-    return config, "" if local else "of SigLIP base's shape; the checkpoint was not looked at"
+    return config, note
+
+
+def _published_shape(name: str) -> tuple[SiglipConfig, str]:
+    """Google's names say it: siglip-so400m-patch14-384, siglip-base-patch16-256-multilingual, siglip2-..."""
+    low = name.rsplit("/", 1)[-1].lower()
+    size = next((size for size in _SIZES if size in low), "base")
+    width, layers, heads, inner = _SIZES[size]
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+    }
+    patch = re.search(r"patch(\d+)", low)
+    side = re.search(r"(?:patch\d+|medsiglip)-(\d+)", low)
+    vision = {
+        "patch_size": int(patch[1]) if patch else 14 if size == "medsiglip" else 16,
+        "image_size": int(side[1]) if side else 224,
+    }
+    num_words = 256_000 if "siglip2" in low else 250_000 if "multilingual" in low else 32_000
+    text = {"vocab_size": num_words, "projection_size": width}
+    config = SiglipConfig(text_config=_TOKENS | shape | text, vision_config=shape | vision)
+    return config, f"of a SigLIP {size}'s shape, by its name; the checkpoint was not looked at"
 
 
 def count_rows(args: SigLIPConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import datasets
@@ -20,9 +21,12 @@ from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
+from medfinetune.encoder.preflight import count_run
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
+from medfinetune.errors import InputError
 from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
-from medfinetune.training import StopOnNonFiniteLoss
+from medfinetune.preflight.advice import what_would_fit
+from medfinetune.training import StopOnNonFiniteLoss, where_to_go_on
 
 
 class SigLIPTrainer(Trainer):
@@ -93,7 +97,23 @@ class SigLIPTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Loss and gradients of the whole batch: all micro-batches, all processes."""
+        """Loss and gradients of the whole batch: all micro-batches, all processes.
+
+        Raises:
+            InputError: Memory runs out.
+        """
+        try:
+            return self._whole_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            count = partial(count_run, config=self.model.config)
+            raise InputError(
+                f"step {self.state.global_step}: out of memory. For such batches {what_would_fit(self.args, count)}. "
+                f"{where_to_go_on(self.args.output_dir)}"
+            ) from error
+
+    def _whole_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         batch_size = len(inputs["input_ids"])
         micro_batch_size = min(self.args.micro_batch_size or batch_size, batch_size)
         if world_size() == 1 and micro_batch_size == batch_size:

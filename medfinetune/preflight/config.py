@@ -1,7 +1,6 @@
 """The command line of `recipes/preflight.py`: its own options, and a run's config."""
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from medfinetune.errors import InputError
 from medfinetune.parser import parse, read_yaml
 from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import Zero, read_zero
+from medfinetune.preflight.step import device_bytes
 
 
 @dataclass
@@ -39,10 +39,12 @@ class PreflightConfig:
     )
 
     def __post_init__(self):
-        for key in ("gpu_memory_gib", "host_memory_gib", "num_gpus", "tflops", "num_rows", "num_images"):
+        for key in ("gpu_memory_gib", "host_memory_gib", "num_gpus", "tflops", "num_rows"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise InputError(f"{key}: {value}: must be more than 0")
+        if self.num_images < 0:
+            raise InputError(f"num_images: {self.num_images}: must be 0 or more")
         if not 1 <= self.num_tiles <= 4:
             raise InputError(f"num_tiles: {self.num_tiles}: must be 1 to 4")
 
@@ -89,7 +91,7 @@ def read_arguments(configs: dict[str, type], argv: list[str] | None = None) -> A
     host = None if options.host_memory_gib is None else round(options.host_memory_gib * 2**30)
     memory = round(options.gpu_memory_gib * 2**30)
     if on_cpu:
-        memory = host or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = host or device_bytes(on_cpu)
     return Asked(kind, options, args, Machine(options.num_gpus, memory, host, on_cpu, options.tflops), zero)
 
 

@@ -5,6 +5,7 @@ known here about layers, adapters, autocast or checkpointing.
 """
 
 import gc
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,6 +142,13 @@ class _ShapesOnly(FakeTensorMode):
         if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
             return function(*args, **(kwargs or {}))
         return super().__torch_dispatch__(function, types, args, kwargs or {})
+
+
+def device_bytes(on_cpu: bool) -> int:
+    """Memory of the accelerator that this process uses, or of the host."""
+    if on_cpu:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return torch.accelerator.get_memory_info()[1]
 
 
 @contextmanager

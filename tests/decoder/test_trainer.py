@@ -169,7 +169,7 @@ def test_out_of_memory_names_the_longest_row(loaded, tmp_path, monkeypatch):
         f"step 3: out of memory; the longest row of the batch is chat {longest} ({lengths[longest]} "
     )
     assert "1 images" in said
-    assert "Try, in this order: per_device_train_batch_size: 1" in said
+    assert "fit, the least costly first: (1) per_device_train_batch_size: 1, gradient_accumulation_steps: 2 (" in said
     assert said.endswith(f"{args.output_dir}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint true")
     assert "\n" not in said
     load_decoder(f"{args.output_dir}/checkpoint-2")

@@ -3,7 +3,8 @@ import torch
 from transformers import SiglipConfig, SiglipModel
 
 from medfinetune.encoder.config import SigLIPConfig
-from medfinetune.encoder.preflight import count_run, preflight
+from medfinetune.encoder.model import load_encoder
+from medfinetune.encoder.preflight import count_run, preflight, shape_of
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
 from medfinetune.preflight.changes import Machine
@@ -65,6 +66,41 @@ def test_image_size_counts(tmp_path, tiny_siglip):
     assert activations(image_size_px=96) > 1.5 * activations()
     with pytest.raises(InputError, match="image_size_px: 50 is no multiple of the patch of 8 px"):
         activations(image_size_px=50)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tokens"),
+    [
+        ("google/siglip-base-patch16-224", 203, 196),
+        ("google/siglip-base-patch16-256-multilingual", 371, 256),
+        ("google/siglip-large-patch16-384", 652, 576),
+        ("google/siglip-so400m-patch14-384", 878, 729),
+        ("google/siglip2-base-patch16-512", 375, 1024),
+        ("google/medsiglip-448", 878, 1024),
+    ],
+)
+def test_shapes_follow_from_published_names(tmp_path, name, millions, tokens):
+    """Numbers of parameters as the models' cards give them, in millions."""
+    shape, note = shape_of(config(tmp_path, model_name_or_path=name))
+    assert "not looked at" in note
+    with torch.device("meta"):
+        model = SiglipModel(shape)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert model.vision_model.embeddings.num_positions == tokens
+
+
+def test_out_of_memory_says_what_would_fit(tmp_path, tiny_siglip, monkeypatch):
+    """The failure itself is mocked: there is no small memory to fill here."""
+    args = config(tmp_path, model_name_or_path=str(tiny_siglip), save_strategy="no")
+    model, processor = load_encoder(str(tiny_siglip))
+    trainer = SigLIPTrainer(model, args, [{}], None, processor, data_collator=lambda rows: rows)
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "_whole_step", run_out)
+    with pytest.raises(InputError, match=r"step 0: out of memory. .*least costly first: \(1\) micro_batch_size: 8 \("):
+        trainer.training_step(trainer.model, {})
 
 
 def test_another_kind_of_model_is_refused(tmp_path, tiny_mllama):
