@@ -24,9 +24,7 @@ def measure_run(args: MllamaSFTConfig, machine: Machine, zero: Zero | None) -> M
     if zero is not None:
         raise InputError("measure: does not start DeepSpeed; measure without the key deepspeed")
     rows, _ = splits_for_training(load_chats(args.data_dir), args.tasks, args)
-    model, processor = load_decoder(
-        args.model_name_or_path, args.model_revision, args.dtype, quantization_config(args)
-    )
+    model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype, quantization_config(args))
     collator = MllamaCollator(processor, args.max_length, args.train_on, args.date_string)
     plain = rows.select_columns(["id", "messages"])
     lengths = [len(collator.encode(row).input_ids) for row in plain]

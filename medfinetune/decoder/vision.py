@@ -215,9 +215,7 @@ def _encode(tower: Any, images: Tensor, ratio_ids: Tensor, num_tiles: int) -> Te
 
 def _alike(slots: Tensor) -> bool:
     """Whether all of dimension 1 are equal; not looked at without data, where only shapes and operations count."""
-    return (
-        has_no_values(slots) or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
-    )
+    return has_no_values(slots) or slots.shape[1] < 2 or torch.equal(slots[:, 1:], slots[:, :1].expand_as(slots[:, 1:]))
 
 
 def _split(layout: _Layout, is_global: bool, hidden: Tensor) -> _Split:

@@ -36,9 +36,7 @@ _SIZES = {
 """Width, layers, heads and inner width of both towers, by a word of the published name."""
 
 
-def preflight(
-    args: SigLIPConfig, machine: Machine, zero: Zero | None = None, num_rows: int | None = None
-) -> Plan:
+def preflight(args: SigLIPConfig, machine: Machine, zero: Zero | None = None, num_rows: int | None = None) -> Plan:
     """Counts what a run takes, and looks for changes where it does not fit; loads no weights.
 
     Args:
