@@ -89,19 +89,30 @@ def test_decoder_by_accelerate(configs, tmp_path):
     assert model.config.text_config.vocab_size == model.lm_head.weight.shape[0]
 
 
-def test_lora_config_trains_a_tiny_model(configs, tmp_path, monkeypatch):
+def test_lora_config_trains_a_tiny_model(configs, tmp_path, monkeypatch, capsys):
     """The real recipe's own settings, with nothing changed but model, data, precision and length of the run."""
     recipe = ROOT / "recipes" / "decoder" / "llama32_11b_lora.yaml"
     values = yaml.safe_load(configs["decoder"].read_text())
     words = ["--config", recipe, "--model_name_or_path", values["model_name_or_path"], "--data_dir", values["data_dir"]]
     words += ["--model_revision", "null", "--output_dir", tmp_path / "lora", "--max_steps", 2, "--dtype", "float32"]
     words += ["--bf16", "false", "--use_cpu", "true", "--dataloader_num_workers", 0, "--eval_steps", 2]
+    words += ["--merge_adapter", "true"]
     assert run_here(monkeypatch, "decoder", *words) == 0
     assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
     weights = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert all("language_model" in name for name in weights)
     model, _ = load_decoder(str(tmp_path / "lora"))
     assert type(model).__name__.startswith("Peft")
+    assert "merged model against adapter on 8 chats: logits differ by" in capsys.readouterr().out
+    words = ["--adapter_dir", tmp_path / "lora", "--data_dir", values["data_dir"], "--dtype", "float32"]
+    assert run_here(monkeypatch, "merge", *words, "--output_dir", tmp_path / "again") == 0
+    one, other = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "lora" / "merged", tmp_path / "again")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    assert run_here(monkeypatch, "merge", "--adapter_dir", "nowhere", "--data_dir", values["data_dir"]) == 2
+    assert "error: nowhere: holds no adapter" in capsys.readouterr().err
 
 
 def tiny_words(configs, recipe, output_dir):
