@@ -224,7 +224,7 @@ def test_an_interrupt_is_one_line(tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert "interrupted; what was saved so far is kept" in stderr
     assert "Traceback" not in stderr
     assert "ignored" not in stderr
