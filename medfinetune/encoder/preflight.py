@@ -91,7 +91,7 @@ def _published_shape(name: str) -> tuple[SiglipConfig, str]:
         "patch_size": int(patch[1]) if patch else 14 if size == "medsiglip" else 16,
         "image_size": int(side[1]) if side else 224,
     }
-    num_words = 256_000 if "siglip2" in low else 250_000 if "multilingual" in low else 32_000
+    num_words = 256_000 if "siglip2" in low else 250_000 if "multilingual" in low or "i18n" in low else 32_000
     text = {"vocab_size": num_words, "projection_size": width}
     config = SiglipConfig(text_config=_TOKENS | shape | text, vision_config=shape | vision)
     return config, f"of a SigLIP {size}'s shape, by its name; the checkpoint was not looked at"

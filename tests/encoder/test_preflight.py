@@ -75,6 +75,7 @@ def test_image_size_counts(tmp_path, tiny_siglip):
         ("google/siglip-base-patch16-256-multilingual", 371, 256),
         ("google/siglip-large-patch16-384", 652, 576),
         ("google/siglip-so400m-patch14-384", 878, 729),
+        ("google/siglip-so400m-patch16-256-i18n", 1130, 256),
         ("google/siglip2-base-patch16-512", 375, 1024),
         ("google/medsiglip-448", 878, 1024),
     ],
