@@ -23,7 +23,7 @@ from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.preflight import count_run
 from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
-from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
+from medfinetune.decoder.sampler import BatchSampler, identify_images, measure_lengths, most_images
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
@@ -91,7 +91,7 @@ class MllamaSFTTrainer(SFTTrainer):
         without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
-        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, int(has_images(train_dataset)))))
+        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, most_images(train_dataset))))
         self.add_callback(StopOnNonFiniteLoss())
         self._set_up_vision_cache()
         self._check_predictions()
@@ -158,14 +158,18 @@ class MllamaSFTTrainer(SFTTrainer):
         by_length = args.train_sampling_strategy == "group_by_length"
         if not (by_length or args.same_image_together) or isinstance(rows, datasets.IterableDataset):
             return super()._get_train_sampler(train_dataset)
+        collator = getattr(self.data_collator, "collator", self.data_collator)
         return BatchSampler(
             len(rows),
             args.per_device_train_batch_size,
             identify_images(rows) if args.same_image_together else None,
-            measure_lengths(rows, getattr(self.data_collator, "collator", self.data_collator)) if by_length else None,
+            measure_lengths(rows, collator, args.length_column_name) if by_length else None,
             args.gradient_accumulation_steps * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
         )
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> None:
+        """In order; transformers would take `train_sampling_strategy` here too, and look for `input_ids`."""
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
         collator = self.data_collator
