@@ -233,7 +233,7 @@ def test_what_the_template_refuses_is_said_in_one_line(processor):
     """The first template of Llama 3.2 Vision took no system turn beside an image; the present one does."""
     other = copy.copy(processor)
     other.chat_template = "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
-    with pytest.raises(InputError, match="^chat c1: the chat template refuses it: Prompting with images"):
+    with pytest.raises(InputError, match=r"^chat c1: the chat template refuses it: Prompting with images"):
         MllamaCollator(other)([chat()])
 
 
