@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
-from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
@@ -95,7 +96,7 @@ class MllamaSFTTrainer(SFTTrainer):
         self.add_callback(StopOnNonFiniteLoss())
         self._set_up_vision_cache()
         self._check_predictions()
-        self._scored: list[tuple[float, int]] = []
+        self._scored: list[list[tuple[float, int]]] = []
 
     def _check_predictions(self) -> None:
         """What is wrong with the answers to write is told before the first step."""
@@ -115,12 +116,20 @@ class MllamaSFTTrainer(SFTTrainer):
             print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
-        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of."""
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        if result[0] is not None:
-            num_tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            self._scored.append((result[0].item() * num_tokens, num_tokens))
-        return result
+        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of, whatever the run's loss is."""
+        rows: list[tuple[float, int]] = []
+
+        def remember(_: nn.Module, __: tuple, output: Any) -> None:
+            if isinstance(output, FusedCausalLMOutput):
+                nll, num_tokens = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
+                rows[:] = zip(nll.tolist(), num_tokens.tolist(), strict=True)
+
+        hook = self.model.register_forward_hook(remember)
+        try:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            hook.remove()
+            self._scored.append(rows)
 
     def evaluation_loop(
         self,
@@ -133,11 +142,13 @@ class MllamaSFTTrainer(SFTTrainer):
         """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
         self._scored = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        scored = [pair for part in gather_objects(self._scored) for pair in part]
-        num_tokens = sum(count for _, count in scored)
+        # The processes take the batches in turn; rows that fill up the last ones are the set's first ones again.
+        steps = zip_longest(*gather_objects(self._scored), fillvalue=())
+        rows = [row for step in steps for batch in step for row in batch][: len(dataloader.dataset)]
+        num_tokens = sum(count for _, count in rows)
         figures = {}
         if num_tokens:
-            mean = sum(nll for nll, _ in scored) / num_tokens
+            mean = sum(nll for nll, _ in rows) / num_tokens
             figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
         if self.args.predict_with_generate:
             sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
@@ -200,7 +211,7 @@ class MllamaSFTTrainer(SFTTrainer):
                 "); are the assistant's turns empty?"
             )
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
             count = partial(count_run, config=self.model.config, num_images=num_images)
@@ -209,6 +220,12 @@ class MllamaSFTTrainer(SFTTrainer):
                 f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
                 f"{where_to_go_on(self.args.output_dir)}"
             ) from error
+        if self.args.world_size == 1 and not self.is_deepspeed_enabled and "pixel_values" not in inputs:
+            # As among several processes, which all run the same layers: AdamW passes over weights without a gradient.
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):
