@@ -227,6 +227,14 @@ class MllamaSFTTrainer(SFTTrainer):
                     parameter.grad = torch.zeros_like(parameter)
         return loss
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does; PEFT reads adapters as fp32, but those of quantised runs train in bf16."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(*args, **kwargs)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)

@@ -119,10 +119,14 @@ def test_quantisation_says_what_to_install(tmp_path, monkeypatch):
         quantization_config(args)
 
 
-@pytest.mark.parametrize("how", ["one file", "shards", "adapter"])
+@pytest.mark.parametrize("how", ["one file", "shards", "adapter", "4 bits", "8 bits", "4 bits, DoRA"])
 def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, monkeypatch):
     """Stock's Trainer finds none of the file's names in the model, and goes on with the weights of the start."""
     _, processor, train, _ = loaded
+    keys = {"use_peft": how not in ("one file", "shards")}
+    if "bits" in how:
+        pytest.importorskip("bitsandbytes")
+        keys |= {f"load_in_{how[0]}bit": True, "lora_use_dora": "DoRA" in how}
     if how == "shards":
         save = MllamaForConditionalGeneration.save_pretrained
         monkeypatch.setattr(
@@ -130,8 +134,8 @@ def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, mon
         )
     runs = {}
     for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
-        model, _ = load_decoder(str(tiny_mllama))
-        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, use_peft=how == "adapter")
+        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, **keys)
+        model, _ = load_decoder(str(tiny_mllama), quantization=quantization_config(args))
         trainer = MllamaSFTTrainer(model, args, train, None, processor)
         trainer.train(resume_from_checkpoint=resume)
         runs[name] = [p.detach().clone() for p in trainer.model.parameters()]
