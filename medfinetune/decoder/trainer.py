@@ -9,14 +9,15 @@ from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from medfinetune.decoder.collator import MllamaCollator
-from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.config import NO_ADAPTER, MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
@@ -61,8 +62,13 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs: As for `trl.SFTTrainer`.
 
         Raises:
-            InputError: `lora_target_modules` names no module.
+            InputError: `lora_target_modules` names no module, the model has adapters already, or a dataset is a stream.
         """
+        if isinstance(model, PeftModel):
+            raise InputError(f"model: {NO_ADAPTER}")
+        for key, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if any(isinstance(part, IterableDataset) for part in (rows.values() if isinstance(rows, dict) else [rows])):
+                raise InputError(f"{key}: is a stream; load it without streaming, for rows are taken by their number")
         if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
             raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
         if args.reference_attention_mask:
@@ -84,7 +90,13 @@ class MllamaSFTTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator
-            or MllamaCollator(processing_class, args.max_length, args.train_on, args.date_string),
+            or MllamaCollator(
+                processing_class,
+                args.max_length,
+                args.train_on,
+                args.date_string,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            ),
             **kwargs,
         )
         self._ids: list[str] = []
@@ -167,7 +179,7 @@ class MllamaSFTTrainer(SFTTrainer):
         """Transformers' own order, unless rows of like length or of one image are to come together."""
         rows, args = self.train_dataset if train_dataset is None else train_dataset, self.args
         by_length = args.train_sampling_strategy == "group_by_length"
-        if not (by_length or args.same_image_together) or isinstance(rows, datasets.IterableDataset):
+        if not (by_length or args.same_image_together):
             return super()._get_train_sampler(train_dataset)
         collator = getattr(self.data_collator, "collator", self.data_collator)
         return BatchSampler(
