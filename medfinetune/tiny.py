@@ -39,20 +39,26 @@ _SPECIAL_TOKENS = (
     "<|eot_id|>",
     "<|python_tag|>",
 )
-# The turns of Llama 3.2 Vision: a dated system header where there is no image, none where there is one.
+# As Llama 3.2 Vision's own writes turns: a dated system turn where there is no image or where the chat has one, whose
+# content must be a string; texts as they are.
 _CHAT_TEMPLATE = """{{- bos_token }}
 {%- if date_string is not defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}
+{%- set has_system = messages and messages[0].role == "system" %}
+{%- set turns = messages[1:] if has_system else messages %}
 {%- set pictures = namespace(any=false) %}
-{%- for message in messages %}{% if message.content is not string %}{% for part in message.content %}
-{%- if part.type == "image" %}{% set pictures.any = true %}{% endif %}{% endfor %}{% endif %}{% endfor %}
-{%- if not pictures.any and messages[0].role != "system" %}
-{{- "<|start_header_id|>system<|end_header_id|>\n\nToday Date: " + date_string + "\n\n<|eot_id|>" }}
+{%- for turn in turns if turn.content is not string %}{% for part in turn.content if part.type == "image" %}
+{%- set pictures.any = true %}{% endfor %}{% endfor %}
+{%- if has_system or not pictures.any %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}
+{%- if has_system %}{{- messages[0].content | trim }}{% endif %}
+{{- "<|eot_id|>" }}
 {%- endif %}
-{%- for message in messages %}
-{{- "<|start_header_id|>" + message.role + "<|end_header_id|>\n\n" }}
-{%- if message.content is string %}{{- message.content | trim }}
-{%- else %}{% for part in message.content %}
-{%- if part.type == "image" %}{{- "<|image|>" }}{% elif part.type == "text" %}{{- part.text | trim }}{% endif %}
+{%- for turn in turns %}
+{{- "<|start_header_id|>" + turn.role + "<|end_header_id|>\n\n" }}
+{%- if turn.content is string %}{{- turn.content }}
+{%- else %}{% for part in turn.content %}
+{%- if part.type == "image" %}{{- "<|image|>" }}{% elif part.type == "text" %}{{- part.text }}{% endif %}
 {%- endfor %}{% endif %}
 {{- "<|eot_id|>" }}
 {%- endfor %}

@@ -7,6 +7,10 @@ from medfinetune.errors import InputError
 
 IGNORED = -100
 _IMAGE = "<|image|>"
+_ASKEW = (
+    "the beginning of an answer is tokenised otherwise alone than in the whole; this tokenizer or chat template cannot "
+    "be trained with exact labels"
+)
 
 
 @dataclass
@@ -67,7 +71,7 @@ def answer_of(row: dict[str, Any]) -> str:
     answer = turns[num_prompt : num_prompt + 1] if num_prompt else turns[-1:]
     if not answer or answer[0]["role"] != "assistant":
         raise InputError(f"chat {name_of(row)}: does not end with the assistant's turn")
-    return " ".join(part["text"] for part in answer[0]["content"] if part["type"] == "text")
+    return _text_of(answer[0], " ")
 
 
 def images_of(row: dict[str, Any]) -> list[Any] | None:
@@ -103,8 +107,9 @@ class ChatTokens:
         self._train_on = train_on
         self._date_string = date_string
         self._for_generation = for_generation
-        tokens = (_IMAGE, "<|eot_id|>", "<|end_header_id|>")
-        self.image, self._end_of_turn, self._end_of_header = self._tokenizer.convert_tokens_to_ids(list(tokens))
+        tokens = [_IMAGE, "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+        self.image, self._end_of_turn, *ends = self._tokenizer.convert_tokens_to_ids(tokens)
+        self._start_of_header, self._end_of_header = ends
         self._special = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
 
     def encode(self, row: dict[str, Any]) -> EncodedChat:
@@ -115,17 +120,20 @@ class ChatTokens:
             while messages and messages[-1]["role"] == "assistant":
                 messages.pop()
         self._check(row, messages, num_prompt)
-        ids = self._ids(messages, self._for_generation, row)
+        ids = self._ids(messages, False, row)
+        opening = self._opening(messages, ids, row)
+        starts = self._starts(messages, ids, row)
+        ends = [*starts[1:], len(ids)]
+        ids += opening if self._for_generation else []
         learned, cuttable = [self._train_on == "all"] * len(ids), [False] * len(ids)
         last_answer: range | None = None
-        for i, message in enumerate(messages):
-            end = len(self._prefix(messages[: i + 1], False, ids, row))
+        for i, (message, start, end) in enumerate(zip(messages, starts, ends, strict=True)):
             if message["role"] == "assistant" and i >= num_prompt:
-                start = len(self._prefix(messages[:i], True, ids, row))
-                learned[start:end] = [True] * (end - start)
-                last_answer = range(start, end)
+                if ids[start : start + len(opening)] != opening:
+                    raise InputError(f"chat {name_of(row)}: {_ASKEW}")
+                last_answer = range(start + len(opening), end)
+                learned[last_answer.start : end] = [True] * len(last_answer)
             elif message["role"] == "user":
-                start = len(self._prefix(messages[:i], False, ids, row)) if i else 0
                 for position in self._words(ids, start, end):
                     cuttable[position] = True
         keep = self._shorten(ids, cuttable, last_answer, row)
@@ -145,31 +153,43 @@ class ChatTokens:
                     f"chat {name_of(row)}: its text holds {wrong}, which would be taken for the chat's own; give the "
                     "turns without the chat template"
                 )
+        if any(part["type"] == "image" for m in messages if m["role"] == "system" for part in m["content"]):
+            raise InputError(f"chat {name_of(row)}: its system turn marks an image; mark it in a turn of the user")
         if not self._for_generation and not any(m["role"] == "assistant" for m in messages[num_prompt:]):
             raise InputError(f"chat {name_of(row)}: has no assistant turn to learn from")
 
     def _ids(self, messages: list[dict[str, Any]], open_answer: bool, row: dict[str, Any]) -> list[int]:
+        # Llama's template writes a system turn as it gets it, and would print a list of parts.
+        said = [m | {"content": _text_of(m)} if m["role"] == "system" else m for m in messages]
         try:
             text = self._processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=open_answer, date_string=self._date_string
+                said, tokenize=False, add_generation_prompt=open_answer, date_string=self._date_string
             )
         except Exception as error:  # templates raise errors of their own
             raise InputError(f"chat {name_of(row)}: the chat template refuses it: {error}") from error
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _prefix(
-        self, messages: list[dict[str, Any]], open_answer: bool, ids: list[int], row: dict[str, Any]
-    ) -> list[int]:
-        """Ids of the chat's beginning; they must begin the whole chat's ids too, or labels would stand askew."""
-        if not messages:
-            return []
-        prefix = self._ids(messages, open_answer, row)
-        if ids[: len(prefix)] != prefix:
+    def _opening(self, messages: list[dict[str, Any]], ids: list[int], row: dict[str, Any]) -> list[int]:
+        """What generation gives after a chat for the assistant to go on from; every answer must begin behind it."""
+        opened = self._ids(messages, True, row)
+        if opened[: len(ids)] != ids:
+            raise InputError(f"chat {name_of(row)}: {_ASKEW}")
+        return opened[len(ids) :]
+
+    def _starts(self, messages: list[dict[str, Any]], ids: list[int], row: dict[str, Any]) -> list[int]:
+        """Where each turn's header begins.
+
+        They are read from the whole chat: the first turns alone may look otherwise, for the template writes a system
+        turn of its own where it sees no image.
+        """
+        starts = [i for i, token in enumerate(ids) if token == self._start_of_header]
+        num_own = len(starts) - len(messages)
+        if num_own not in ((0,) if not messages or messages[0]["role"] == "system" else (0, 1)):
             raise InputError(
-                f"chat {name_of(row)}: its beginning is tokenised otherwise alone than in the whole; this tokenizer or "
-                "chat template cannot be trained with exact labels"
+                f"chat {name_of(row)}: its {len(messages)} turns come out of the chat template as {len(starts)}; it "
+                "cannot be trained with exact labels"
             )
-        return prefix
+        return starts[num_own:]
 
     def _words(self, ids: list[int], start: int, end: int) -> list[int]:
         """Positions of a turn's own words: after its header, without image marks and end of turn."""
@@ -197,12 +217,16 @@ class ChatTokens:
         return [i for i in keep if i not in cut]
 
 
+def _text_of(turn: dict[str, Any], between: str = "") -> str:
+    return between.join(part["text"] for part in turn["content"] if part["type"] == "text")
+
+
 def _as_turns(value: Any, role: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def _with_parts(turn: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """A turn whose content is a list of parts, without the empty fields that parquet and JSON tables add."""
+    """A turn whose content is a list of parts, without space around it and the empty fields that tables add."""
     content = turn.get("content")
     if not isinstance(turn.get("role"), str) or not isinstance(content, str | list):
         raise InputError(f"chat {name_of(row)}: each turn needs a role and content")
@@ -215,4 +239,8 @@ def _with_parts(turn: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         parts += [{"type": "text", "text": first}] if first or not others else []
         for text in others:
             parts += [{"type": "image"}, *([{"type": "text", "text": text}] if text else [])]
+    # A line break there would melt into that of the header, and an answer begin elsewhere than after a prompt.
+    for part, strip in ((parts[0], str.lstrip), (parts[-1], str.rstrip)) if parts else ():
+        if part["type"] == "text":
+            part["text"] = strip(part["text"])
     return {"role": turn["role"], "content": parts}

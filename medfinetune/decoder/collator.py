@@ -26,6 +26,7 @@ class MllamaCollator:
         train_on: Literal["assistant", "all"] = "assistant",
         date_string: str = "26 Jul 2024",
         for_generation: bool = False,
+        pad_to_multiple_of: int | None = None,
     ):
         """
         Args:
@@ -35,7 +36,9 @@ class MllamaCollator:
             train_on: Whose words become labels; `all` still leaves out padding and images.
             date_string: The date that the template writes where it writes one.
             for_generation: Ends after the last user turn with the assistant's header, pads on the left, no labels.
+            pad_to_multiple_of: Batches are as wide as their longest chat, or wider up to a multiple of this.
         """
+        self._multiple = pad_to_multiple_of or 1
         self._processor, self._max_length, self._for_generation = processor, max_length, for_generation
         self._chats = ChatTokens(processor, max_length, train_on, date_string, for_generation)
 
@@ -55,7 +58,8 @@ class MllamaCollator:
                 refuses; the row is named by its `id`.
         """
         chats = [self.encode(row) for row in rows]
-        length = max(len(chat.input_ids) for chat in chats)
+        longest = max(len(chat.input_ids) for chat in chats)
+        length = -(-longest // self._multiple) * self._multiple
         batch = {
             "input_ids": self._pad([chat.input_ids for chat in chats], length, self._processor.tokenizer.pad_token_id),
             "attention_mask": self._pad([[1] * len(chat.input_ids) for chat in chats], length, 0),

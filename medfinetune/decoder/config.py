@@ -1,6 +1,7 @@
 """Every setting of a Mllama run."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +13,10 @@ from medfinetune.errors import InputError
 TEXT_LAYERS = r".*language_model.*\.(self_attn|cross_attn)\.(q_proj|k_proj|v_proj|o_proj)"
 """Attention of the text layers only: plain names such as `q_proj` land in the vision tower too."""
 CROSS_ATTENTION_LAYERS = TEXT_LAYERS.replace("(self_attn|cross_attn)", "cross_attn")
+NO_ADAPTER = (
+    "is an adapter; merge it first (recipes/merge.py) and start from that, or go on with its run "
+    "(resume_from_checkpoint)"
+)
 
 
 @dataclass
@@ -66,9 +71,15 @@ class MllamaSFTConfig(SFTConfig):
         default=False,
         metadata={"help": "Write the model with its adapter merged in, checked, into merged/ below output_dir."},
     )
-    freeze_vision: bool = field(default=True, metadata={"help": "Leave the vision tower as it is."})
-    freeze_projector: bool = field(
-        default=False, metadata={"help": "Leave the projector from the tower to the text layers as it is."}
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Leave the vision tower as it is; with use_peft it always is."}
+    )
+    freeze_projector: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Leave the projector from the tower to the text layers as it is. Left out: it trains, but not with "
+            "use_peft."
+        },
     )
     train_cross_attention_only: bool = field(
         default=False,
@@ -145,8 +156,9 @@ class MllamaSFTConfig(SFTConfig):
     def __post_init__(self):
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns: must be false, or the Trainer drops the images from the rows")
-        if self.packing:
-            raise InputError("packing: must be false; chats of one row would see the images of another")
+        for key in ("packing", "eval_packing"):
+            if getattr(self, key):
+                raise InputError(f"{key}: must be false; chats of one row would see the images of another")
         if self.max_length is None or self.max_length < 1:
             raise InputError("max_length: give the largest number of tokens of a chat, for example 512")
         if self.same_image_together and self.train_sampling_strategy not in ("random", "group_by_length"):
@@ -156,6 +168,8 @@ class MllamaSFTConfig(SFTConfig):
             )
         if self.recompute_memory_gib is not None and self.recompute_memory_gib <= 0:
             raise InputError("recompute_memory_gib: give GiB above 0, or leave it out")
+        if (Path(self.model_name_or_path) / "adapter_config.json").is_file():
+            raise InputError(f"model_name_or_path: {self.model_name_or_path} {NO_ADAPTER}")
         self._check_cache_and_predictions()
         self._check_what_trains()
         deepspeed = self.deepspeed
@@ -205,6 +219,12 @@ class MllamaSFTConfig(SFTConfig):
                 raise InputError(f"{key}: quantised weights do not train; set use_peft: true")
             if self.deepspeed:
                 raise InputError(f"{key}: does not go with deepspeed; train without one of the two")
+        for key in ("freeze_vision", "freeze_projector"):
+            if self.use_peft and getattr(self, key) is False:
+                raise InputError(
+                    f"{key}: false does not go with use_peft, which trains adapters alone; leave it out, and for "
+                    "adapters there too let lora_target_modules match its layers"
+                )
         if self.merge_adapter and not self.use_peft:
             raise InputError("merge_adapter: there is no adapter to merge; set use_peft: true")
         if self.train_cross_attention_only:

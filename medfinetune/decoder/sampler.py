@@ -11,7 +11,8 @@ import datasets
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from medfinetune.decoder.collator import MllamaCollator
+from medfinetune.decoder.chat_tokens import images_of
+from medfinetune.decoder.collator import MllamaCollator, undecoded
 
 BATCHES_SORTED_AT_ONCE = 50
 """As in transformers: more would make lengths more alike, and less random which rows meet."""
@@ -116,19 +117,19 @@ class BatchSampler(Sampler[int]):
         return max(self._lengths[row] for row in rows) if self._lengths is not None else 0
 
 
-def measure_lengths(rows: Any, collator: MllamaCollator) -> list[int]:
+def measure_lengths(rows: Any, collator: MllamaCollator, length_column: str = "length") -> list[int]:
     """Tokens of each row as the collator makes them; opens no image.
 
     Args:
-        rows: A `datasets.Dataset`, or a list, with `id` and `messages`; where it has a column `length`, that is taken.
+        rows: A `datasets.Dataset`, or a list, of what the collator takes.
         collator: The one that training uses.
+        length_column: Where a dataset has this column, that is taken.
     """
     if isinstance(rows, datasets.Dataset):
-        if "length" in rows.column_names:
-            return list(rows["length"])
-        rows = rows.remove_columns([name for name in ("image", "images") if name in rows.column_names])
-    without_images = ({name: value for name, value in row.items() if name != "images"} for row in rows)
-    progress = tqdm(without_images, desc="measuring chats", unit="chat", total=len(rows))
+        if length_column in rows.column_names:
+            return list(rows[length_column])
+        rows = undecoded(rows)
+    progress = tqdm(rows, desc="measuring chats", unit="chat", total=len(rows))
     return [len(collator.encode(row).input_ids) for row in progress]
 
 
@@ -136,20 +137,22 @@ def identify_images(rows: Any) -> list[Hashable]:
     """For each row what tells its images from others', None where it has none; no file is opened.
 
     Args:
-        rows: A `datasets.Dataset`, or a list, with `images`: told apart by path, or by a hash of what is held.
+        rows: A `datasets.Dataset`, or a list, with `images` or `image`: told apart by path, or by a hash of what is
+            held.
     """
     return [tuple(map(_identify, images)) or None for images in _images_of(rows)]
 
 
-def has_images(rows: Any) -> bool:
-    """Whether any row has an image; no file is opened."""
-    return any(map(len, _images_of(rows)))
+def most_images(rows: Any) -> int:
+    """The largest number of images that a row has; no file is opened."""
+    return max(map(len, _images_of(rows)), default=0)
 
 
 def _images_of(rows: Any) -> Iterator[Sequence[Any]]:
-    if isinstance(rows, datasets.Dataset) and "images" in rows.column_names:
-        rows = rows.select_columns(["images"]).cast_column("images", datasets.List(datasets.Image(decode=False)))
-    return (row.get("images") or () for row in rows)
+    if isinstance(rows, datasets.Dataset):
+        names = [name for name in ("images", "image") if name in rows.column_names]
+        rows = undecoded(rows.select_columns(names)) if names else [{}] * len(rows)
+    return (images_of(row) or () for row in rows)
 
 
 def _identify(image: Any) -> Hashable:

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
-from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.collator import MllamaCollator
-from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.config import NO_ADAPTER, MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
@@ -23,7 +25,7 @@ from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.preflight import count_run
 from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
 from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
-from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
+from medfinetune.decoder.sampler import BatchSampler, identify_images, measure_lengths, most_images
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
@@ -60,8 +62,13 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs: As for `trl.SFTTrainer`.
 
         Raises:
-            InputError: `lora_target_modules` names no module.
+            InputError: `lora_target_modules` names no module, the model has adapters already, or a dataset is a stream.
         """
+        if isinstance(model, PeftModel):
+            raise InputError(f"model: {NO_ADAPTER}")
+        for key, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if any(isinstance(part, IterableDataset) for part in (rows.values() if isinstance(rows, dict) else [rows])):
+                raise InputError(f"{key}: is a stream; load it without streaming, for rows are taken by their number")
         if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
             raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
         if args.reference_attention_mask:
@@ -83,7 +90,13 @@ class MllamaSFTTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator
-            or MllamaCollator(processing_class, args.max_length, args.train_on, args.date_string),
+            or MllamaCollator(
+                processing_class,
+                args.max_length,
+                args.train_on,
+                args.date_string,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            ),
             **kwargs,
         )
         self._ids: list[str] = []
@@ -91,11 +104,11 @@ class MllamaSFTTrainer(SFTTrainer):
         without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
-        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, int(has_images(train_dataset)))))
+        self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, most_images(train_dataset))))
         self.add_callback(StopOnNonFiniteLoss())
         self._set_up_vision_cache()
         self._check_predictions()
-        self._scored: list[tuple[float, int]] = []
+        self._scored: list[list[tuple[float, int]]] = []
 
     def _check_predictions(self) -> None:
         """What is wrong with the answers to write is told before the first step."""
@@ -115,12 +128,20 @@ class MllamaSFTTrainer(SFTTrainer):
             print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
-        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of."""
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        if result[0] is not None:
-            num_tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            self._scored.append((result[0].item() * num_tokens, num_tokens))
-        return result
+        """As `SFTTrainer.prediction_step`; remembers what perplexity is made of, whatever the run's loss is."""
+        rows: list[tuple[float, int]] = []
+
+        def remember(_: nn.Module, __: tuple, output: Any) -> None:
+            if isinstance(output, FusedCausalLMOutput):
+                nll, num_tokens = -output.log_probs.double().sum(dim=1), output.label_mask.sum(dim=1)
+                rows[:] = zip(nll.tolist(), num_tokens.tolist(), strict=True)
+
+        hook = self.model.register_forward_hook(remember)
+        try:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            hook.remove()
+            self._scored.append(rows)
 
     def evaluation_loop(
         self,
@@ -133,11 +154,13 @@ class MllamaSFTTrainer(SFTTrainer):
         """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
         self._scored = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        scored = [pair for part in gather_objects(self._scored) for pair in part]
-        num_tokens = sum(count for _, count in scored)
+        # The processes take the batches in turn; rows that fill up the last ones are the set's first ones again.
+        steps = zip_longest(*gather_objects(self._scored), fillvalue=())
+        rows = [row for step in steps for batch in step for row in batch][: len(dataloader.dataset)]
+        num_tokens = sum(count for _, count in rows)
         figures = {}
         if num_tokens:
-            mean = sum(nll for nll, _ in scored) / num_tokens
+            mean = sum(nll for nll, _ in rows) / num_tokens
             figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
         if self.args.predict_with_generate:
             sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
@@ -156,16 +179,20 @@ class MllamaSFTTrainer(SFTTrainer):
         """Transformers' own order, unless rows of like length or of one image are to come together."""
         rows, args = self.train_dataset if train_dataset is None else train_dataset, self.args
         by_length = args.train_sampling_strategy == "group_by_length"
-        if not (by_length or args.same_image_together) or isinstance(rows, datasets.IterableDataset):
+        if not (by_length or args.same_image_together):
             return super()._get_train_sampler(train_dataset)
+        collator = getattr(self.data_collator, "collator", self.data_collator)
         return BatchSampler(
             len(rows),
             args.per_device_train_batch_size,
             identify_images(rows) if args.same_image_together else None,
-            measure_lengths(rows, getattr(self.data_collator, "collator", self.data_collator)) if by_length else None,
+            measure_lengths(rows, collator, args.length_column_name) if by_length else None,
             args.gradient_accumulation_steps * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
         )
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> None:
+        """In order; transformers would take `train_sampling_strategy` here too, and look for `input_ids`."""
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
         collator = self.data_collator
@@ -196,7 +223,7 @@ class MllamaSFTTrainer(SFTTrainer):
                 "); are the assistant's turns empty?"
             )
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
             count = partial(count_run, config=self.model.config, num_images=num_images)
@@ -205,6 +232,20 @@ class MllamaSFTTrainer(SFTTrainer):
                 f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
                 f"{where_to_go_on(self.args.output_dir)}"
             ) from error
+        if self.args.world_size == 1 and not self.is_deepspeed_enabled and "pixel_values" not in inputs:
+            # As among several processes, which all run the same layers: AdamW passes over weights without a gradient.
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return loss
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does; PEFT reads adapters as fp32, but those of quantised runs train in bf16."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(*args, **kwargs)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtypes[name])
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):

@@ -163,17 +163,26 @@ def _small_optimizer(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, st
                 yield _with(setup, optim=name), f"optim: {name}"
 
 
+def _with_adapters(setup: Setup) -> tuple[Setup, str]:
+    """What the decoder's adapters do not go with is taken back."""
+    values = {"use_peft": True}
+    values |= {key: True for key in ("freeze_vision", "freeze_projector") if getattr(setup.args, key, None) is False}
+    return _with(setup, **values), ", ".join(f"{key}: true" for key in values)
+
+
 def _adapters(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
     if getattr(setup.args, "use_peft", None) is False:
-        yield _with(setup, use_peft=True), "use_peft: true (LoRA)"
+        changed, name = _with_adapters(setup)
+        yield changed, f"{name} (LoRA)"
 
 
 def _four_bits(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
     args = setup.args
     # Only the decoder's weights are large enough, and DeepSpeed does not take them.
     if hasattr(args, "max_length") and not getattr(args, "load_in_4bit", False) and setup.zero is None:
-        changed = _with(setup, use_peft=True, load_in_4bit=True, load_in_8bit=False)
-        yield changed, "load_in_4bit: true" if args.use_peft else "use_peft: true, load_in_4bit: true (QLoRA)"
+        changed, name = (setup, "") if args.use_peft else _with_adapters(setup)
+        changed = _with(changed, load_in_4bit=True, load_in_8bit=False)
+        yield changed, f"{name}, load_in_4bit: true (QLoRA)" if name else "load_in_4bit: true"
 
 
 def _zero3(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:

@@ -1,3 +1,5 @@
+import copy
+
 import datasets
 import pytest
 import torch
@@ -70,6 +72,40 @@ def test_several_turns_and_a_system_turn(processor):
     batch = MllamaCollator(processor)([{"id": "m", "images": [], "messages": messages}])
     assert learned(processor, batch) == "None.<|eot_id|>Normal.<|eot_id|>"
     assert "pixel_values" not in batch
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+@pytest.mark.parametrize("content", ["Answer briefly.", [{"type": "text", "text": "Answer briefly."}]])
+def test_a_system_turn_reaches_the_model_as_it_is(processor, num_images, content):
+    row = chat(images=num_images)
+    row["messages"].insert(0, {"role": "system", "content": content})
+    shown = processor.tokenizer.decode(MllamaCollator(processor).encode(row).input_ids)
+    assert shown.startswith(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\nAnswer briefly.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        + "<|image|>" * num_images
+        + "What is seen?<|eot_id|>"
+    )
+    assert "system" not in processor.tokenizer.decode(MllamaCollator(processor).encode(chat()).input_ids)
+
+
+@pytest.mark.parametrize("with_system", [False, True])
+def test_the_first_image_may_come_late(processor, with_system):
+    """The first turns alone have no image, and the template would date them."""
+    messages = [turn("system", "Brief.")] if with_system else []
+    messages += [turn("user", "A?"), turn("assistant", "B."), turn("user", "C?", 1), turn("assistant", "D.")]
+    row = {"id": "late", "images": [image()], "messages": messages}
+    batch = MllamaCollator(processor)([row])
+    assert learned(processor, batch) == "B.<|eot_id|>D.<|eot_id|>"
+    assert ("26 Jul" in processor.tokenizer.decode(batch["input_ids"][0])) == with_system
+    prompt = MllamaCollator(processor, for_generation=True).encode(row).input_ids
+    assert prompt == batch["input_ids"][0, : len(prompt)].tolist()
+
+
+def test_space_around_a_turn_is_dropped(processor):
+    """A line break before the answer would become one token with those of the header."""
+    plain, spaced = (MllamaCollator(processor).encode(chat(*words)) for words in (("A?", "B."), ("A? ", "\n B.\n")))
+    assert plain == spaced
 
 
 def test_plain_strings_and_empty_fields_of_tables(processor):
@@ -185,11 +221,27 @@ class TestTooLong:
         ({"images": []}, "chat c1: 0 images, but its messages mark 1"),
         ({"messages": [turn("user", "Q", 1)]}, "chat c1: has no assistant turn"),
         ({"messages": []}, "chat c1: 1 images, but its messages mark 0"),
+        ({"messages": [turn("system", "S", 1), turn("assistant", "A")]}, "chat c1: its system turn marks an image"),
     ],
 )
 def test_wrong_chats(processor, change, message):
     with pytest.raises(InputError, match=message):
         MllamaCollator(processor)([chat() | change])
+
+
+def test_what_the_template_refuses_is_said_in_one_line(processor):
+    """The first template of Llama 3.2 Vision took no system turn beside an image; the present one does."""
+    other = copy.copy(processor)
+    other.chat_template = "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
+    with pytest.raises(InputError, match=r"^chat c1: the chat template refuses it: Prompting with images"):
+        MllamaCollator(other)([chat()])
+
+
+def test_a_template_that_drops_turns_is_refused(processor):
+    other = copy.copy(processor)
+    other.chat_template = other.chat_template.replace("for turn in turns %}", "for turn in turns[1:] %}")
+    with pytest.raises(InputError, match="chat c1: its 2 turns come out of the chat template as 1; it cannot"):
+        MllamaCollator(other)([chat()])
 
 
 def test_a_tokenizer_that_would_askew_labels_is_refused(processor, monkeypatch):

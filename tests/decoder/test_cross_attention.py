@@ -47,7 +47,7 @@ ROWS = [
     chat(1, [ONE]),
     chat(2, []),
     chat(3, [TWO], late=True),
-    chat(4, [FOUR]),
+    chat(4, [FOUR], late=True),
     chat(5, [ONE, TWO, ONE], turns=2),
     chat(6, [], turns=3),
     chat(7, [TWO, TWO], late=True),

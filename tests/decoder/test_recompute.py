@@ -2,9 +2,11 @@
 
 import copy
 
+import datasets
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 from medfinetune.data.load import load_chats
@@ -120,6 +122,29 @@ def test_training_recomputes_as_many_as_decided(tiny_mllama, phantom_dir, tmp_pa
     seen = count_forwards(trainer.model)
     trainer.train()
     assert sorted(seen) == sorted([*range(4), *range(num_recomputed)])
+
+
+def test_the_bound_is_kept_for_the_row_with_most_images(tiny_mllama, tmp_path):
+    model, processor = load_decoder(str(tiny_mllama))
+    features = {"images": datasets.List(datasets.Image()), "prompt": datasets.Value("string")}
+    features |= {"completion": datasets.Value("string")}
+    picture = Image.effect_noise((48, 48), 50)
+    rows = datasets.Dataset.from_list(
+        [{"images": [picture] * number, "prompt": "A?", "completion": "B."} for number in (1, 3, 1, 1)],
+        features=datasets.Features(features),
+    )
+    values = {"activation_checkpointing": True, "use_peft": True, "max_steps": 1, "max_length": 48}
+    stored = {
+        number: measure_stored_bytes(model.config, lora_config(args()), 4, 48, number, torch.float32, False)
+        for number in (1, 3)
+    }
+    bound = stored[1].peak(0)
+    assert stored[3].num_recomputed(bound) > stored[1].num_recomputed(bound) == 0
+    values |= {"lora_dropout": 0.0, "recompute_memory_gib": bound / 2**30}
+    trainer = MllamaSFTTrainer(model, config(tmp_path, **values), rows, None, processor)
+    seen = count_forwards(trainer.model)
+    trainer.train()
+    assert len(seen) == 4 + stored[3].num_recomputed(bound)
 
 
 def test_settings_that_contradict_each_other():

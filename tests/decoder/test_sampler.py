@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.model import load_decoder
-from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
+from medfinetune.decoder.sampler import BatchSampler, identify_images, measure_lengths, most_images
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.errors import InputError
 from tests.decoder.test_trainer import config
@@ -92,12 +92,23 @@ def test_images_are_told_apart_without_opening_them(phantom_dir, tmp_path):
     one, other, same, none = identify_images(gone)
     assert one == same != other
     assert none is None
-    assert has_images(gone)
-    assert not has_images(gone.select([3]))
+    assert most_images(gone) == 1
+    assert most_images(gone.select([3])) == 0
+    assert most_images([{"images": [0, 0]}, {"image": 0}, {}]) == 2
     held = [Image.new("L", (4, 4), value) for value in (1, 2, 1)] + [Image.new("L", (2, 8), 1)]
     one, other, same, shape = identify_images([{"images": [image]} for image in held])
     assert one == same
     assert len({one, other, shape}) == 3
+
+
+def test_trls_single_image_is_seen(tmp_path):
+    rows = datasets.Dataset.from_list(
+        [{"image": str(tmp_path / name), "prompt": "A?", "completion": "B."} for name in ("a.png", "b.png", "a.png")],
+    ).cast_column("image", datasets.Image())
+    one, other, same = identify_images(rows)
+    assert one == same != other
+    assert most_images(rows) == 1
+    assert identify_images(rows.remove_columns("image")) == [None] * 3
 
 
 def test_lengths_are_the_collators(phantom_dir, tiny_mllama):
@@ -107,6 +118,14 @@ def test_lengths_are_the_collators(phantom_dir, tiny_mllama):
     assert lengths == [int(collator([row])["attention_mask"].sum()) for row in rows]
     assert measure_lengths([dict(row) for row in rows], collator) == lengths
     assert measure_lengths(rows.add_column("length", list(range(6))), collator) == list(range(6))
+    assert measure_lengths(rows.add_column("size", list(range(6))), collator, "size") == list(range(6))
+    # Where a plain text marks no image, the images themselves are tokens too.
+    prompts = datasets.Dataset.from_list([{"image": str(phantom_dir / "no.png"), "prompt": "A?", "completion": "B."}])
+    prompts = prompts.cast_column("image", datasets.Image())
+    row = {"image": object(), "prompt": "A?", "completion": "B."}
+    assert (
+        measure_lengths(prompts, collator) == measure_lengths([row], collator) == [len(collator.encode(row).input_ids)]
+    )
 
 
 def test_training_goes_through_these_batches(phantom_dir, tiny_mllama, tmp_path):
@@ -132,6 +151,22 @@ def test_training_goes_through_these_batches(phantom_dir, tiny_mllama, tmp_path)
         expected += [[rows[i]["id"] for i in batch] for batch in batches(sampler)]
     assert seen == expected
     assert sorted(name for batch in seen[:8] for name in batch) == sorted(rows["id"])
+
+
+def test_evaluation_is_in_order_and_by_length_too(phantom_dir, tiny_mllama, tmp_path):
+    """Transformers would sort the evaluation by a column `input_ids`, which there is none of."""
+    model, processor = load_decoder(str(tiny_mllama))
+    rows = rows_of(phantom_dir)
+    values = {"train_sampling_strategy": "group_by_length", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    args = config(tmp_path, **values, length_column_name="size")
+    train = rows.select(range(8)).add_column("size", [1, 1, 1, 1, 5, 5, 9, 5])
+    trainer = MllamaSFTTrainer(model, args, train, rows.select(range(8, 14)), processor)
+    assert 6 in list(trainer._get_train_sampler())[:4]
+    trainer.train()
+    measured = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert len(measured) == 1
+    seen = [name for batch in trainer.get_eval_dataloader() for name in batch["ids"]]
+    assert seen == rows["id"][8:14]
 
 
 def test_plain_training_keeps_the_trainers_order(phantom_dir, tiny_mllama, tmp_path):

@@ -119,10 +119,14 @@ def test_quantisation_says_what_to_install(tmp_path, monkeypatch):
         quantization_config(args)
 
 
-@pytest.mark.parametrize("how", ["one file", "shards", "adapter"])
+@pytest.mark.parametrize("how", ["one file", "shards", "adapter", "4 bits", "8 bits", "4 bits, DoRA"])
 def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, monkeypatch):
     """Stock's Trainer finds none of the file's names in the model, and goes on with the weights of the start."""
     _, processor, train, _ = loaded
+    keys = {"use_peft": how not in ("one file", "shards")}
+    if "bits" in how:
+        pytest.importorskip("bitsandbytes")
+        keys |= {f"load_in_{how[0]}bit": True, "lora_use_dora": "DoRA" in how}
     if how == "shards":
         save = MllamaForConditionalGeneration.save_pretrained
         monkeypatch.setattr(
@@ -130,8 +134,8 @@ def test_resuming_reads_the_weights_back(loaded, tmp_path, tiny_mllama, how, mon
         )
     runs = {}
     for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
-        model, _ = load_decoder(str(tiny_mllama))
-        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, use_peft=how == "adapter")
+        args = config(tmp_path, output_dir=str(tmp_path / name), max_steps=4, save_steps=2, **keys)
+        model, _ = load_decoder(str(tiny_mllama), quantization=quantization_config(args))
         trainer = MllamaSFTTrainer(model, args, train, None, processor)
         trainer.train(resume_from_checkpoint=resume)
         runs[name] = [p.detach().clone() for p in trainer.model.parameters()]
@@ -290,6 +294,41 @@ def test_reference_mask_is_saved_and_read_back(loaded, tmp_path):
         MllamaSFTTrainer(load_decoder(str(tmp_path / "False" / "run"))[0], config(tmp_path), train, None, processor)
 
 
+def test_an_adapter_is_no_start(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    trainer = MllamaSFTTrainer(model, config(tmp_path, use_peft=True), train, None, processor)
+    trainer.save_model()
+    for use_peft in (False, True):
+        with pytest.raises(InputError, match=r"model_name_or_path: .*run is an adapter; merge it first"):
+            config(tmp_path, model_name_or_path=trainer.args.output_dir, use_peft=use_peft)
+        with pytest.raises(InputError, match="model: is an adapter; merge it first"):
+            MllamaSFTTrainer(trainer.model, config(tmp_path, use_peft=use_peft), train, None, processor)
+
+
+@pytest.mark.parametrize("key", ["train_dataset", "eval_dataset"])
+def test_streams_are_refused(loaded, tmp_path, key):
+    model, processor, train, _ = loaded
+    given = {"train_dataset": train, "eval_dataset": {"one": train}} | {key: train.to_iterable_dataset()}
+    with pytest.raises(InputError, match=f"{key}: is a stream; load it without streaming"):
+        MllamaSFTTrainer(model, config(tmp_path), processing_class=processor, **given)
+
+
+def test_widths_are_multiples_where_asked(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    batches = []
+    for multiple in (None, 64):
+        args = config(tmp_path, pad_to_multiple_of=multiple, train_sampling_strategy="sequential")
+        trainer = MllamaSFTTrainer(model, args, train, None, processor)
+        batches.append(next(iter(trainer.get_train_dataloader())))
+    plain, wide = batches
+    length = plain["input_ids"].shape[1]
+    assert wide["input_ids"].shape[1] % 64 == 0 < length % 64
+    for name in ("input_ids", "labels", "attention_mask", "cross_attention_mask"):
+        assert torch.equal(wide[name][:, :length], plain[name])
+    assert not wide["attention_mask"][:, length:].any()
+    assert (wide["labels"][:, length:] == IGNORED).all()
+
+
 def test_chats_without_any_image_and_prompts_train(loaded, tmp_path):
     model, processor, _, _ = loaded
     for row in (
@@ -313,6 +352,9 @@ def test_chats_without_any_image_and_prompts_train(loaded, tmp_path):
         ({"load_in_4bit": True}, "load_in_4bit: quantised weights do not train; set use_peft: true"),
         ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_4bit: is true, and so is load_in_8bit"),
         ({"load_in_8bit": True, "use_peft": True, "deepspeed": "x"}, "load_in_8bit: does not go with deepspeed"),
+        ({"freeze_vision": False, "use_peft": True}, "freeze_vision: false does not go with use_peft, .* leave it out"),
+        ({"freeze_projector": False, "use_peft": True}, "freeze_projector: false does not go with use_peft"),
+        ({"eval_packing": True}, "eval_packing: must be false"),
         ({"merge_adapter": True}, "merge_adapter: there is no adapter to merge"),
         (
             {"train_cross_attention_only": True, "freeze_vision": False},

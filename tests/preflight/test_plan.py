@@ -68,6 +68,16 @@ def test_changes_together_where_one_is_not_enough(tmp_path):
     assert changes(config(tmp_path), 1) == []
 
 
+def test_adapters_take_back_what_they_do_not_go_with(tmp_path):
+    args = config(
+        tmp_path, freeze_vision=False, freeze_projector=False, dtype="bfloat16", activation_checkpointing=True
+    )
+    args.per_device_train_batch_size, args.activation_checkpointing, args.recompute = 1, True, "all"
+    keys = "use_peft: true, freeze_vision: true, freeze_projector: true"
+    assert [change.name for change in changes(args, 9)][:2] == [f"{keys} (LoRA)", f"{keys}, load_in_4bit: true (QLoRA)"]
+    config(tmp_path, use_peft=True, freeze_vision=True, freeze_projector=True)
+
+
 def test_a_full_host_is_no_fit(tmp_path):
     setup, machine = Setup(config(tmp_path), Zero(3, True, True), 1), Machine(host_bytes=20 * G)
     found = plan(setup, machine, count)
