@@ -56,7 +56,9 @@ def test_made_once_and_again_when_the_images_change(loaded, tmp_path, resized):
     assert len(resized) > distinct
 
 
-@pytest.mark.parametrize("changed", [{"resample": 0}, {"size": {"height": 24, "width": 48}}, {"kind": "SiglipImageProcessor"}])
+@pytest.mark.parametrize(
+    "changed", [{"resample": 0}, {"size": {"height": 24, "width": 48}}, {"kind": "SiglipImageProcessor"}]
+)
 def test_made_again_when_images_are_resized_otherwise(loaded, tmp_path, resized, changed):
     pairs, processor = loaded[0].select(range(4)), loaded[1]
     PairCache(pairs, processor, tmp_path)
