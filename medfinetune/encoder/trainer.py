@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import DistributedType
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
@@ -116,7 +117,7 @@ class SigLIPTrainer(Trainer):
         micro_batch_size = min(self.args.micro_batch_size or batch_size, batch_size)
         if world_size() == 1 and micro_batch_size == batch_size:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
+        self._enter_step(model)
         inputs = self._prepare_inputs(inputs)
         groups = inputs.pop("group_ids", None)
         all_groups = None if groups is None else gather(groups)
@@ -139,6 +140,15 @@ class SigLIPTrainer(Trainer):
             lambda: self.accelerator.no_sync(model),
         )
         return loss * share
+
+    def _enter_step(self, model: nn.Module) -> None:
+        """What `Trainer.training_step` does besides the loss and its gradients."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # schedule-free optimizers keep other weights for evaluation
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
 
     def _make_room_for_gradients(self, model: nn.Module) -> None:
         """Gives gradients their memory before the activations get theirs.

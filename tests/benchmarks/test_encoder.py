@@ -25,7 +25,7 @@ def test_formula_is_that_of_transformers(tiny_siglip):
 
 def test_ours_is_measured_alone_and_as_it_trains(monkeypatch):
     """At a small size: the loss that the trainer calls makes no table of all pairs either."""
-    monkeypatch.setattr(encoder_loss, "NUM_PAIRS", 2048)
+    monkeypatch.setattr(encoder_loss, "NUM_PAIRS", 1024)
     monkeypatch.setattr(encoder_loss, "DIM", 64)
     monkeypatch.setattr(encoder_loss, "NUM_TURNS", 1)
     monkeypatch.setattr(encoder_loss, "run_alone", lambda script, *arguments: run_contender(*arguments))
