@@ -1,28 +1,36 @@
 """Images decoded and resized once, texts tokenised once: an epoch never waits for Pillow."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.errors import InputError
 
+_IMAGES_A_WORKER = 64
+"""So many are resized in the time that a worker takes to start, and a few are not worth one."""
+_AFTER_RESIZING = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
 
 class PairCache(torch.utils.data.Dataset):
     """Rows of `pixels` (uint8, at the model's size), `input_ids` and `group_ids`, from a memory-mapped file.
 
     The pixels are those that the image processor makes before it rescales and normalises, so what the collator
-    turns them into is identical. The file holds every distinct image once, named by its content; it is made again
-    when the images or the size change.
+    turns them into is identical. The file holds every distinct image once, as planes, and is named by all that decides
+    its bytes: the images and how they are resized. It appears under that name when it is whole, so that a run that is
+    killed, or several that start together, leave nothing that another would take for its own.
     """
 
     def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
@@ -30,11 +38,12 @@ class PairCache(torch.utils.data.Dataset):
         Args:
             pairs: Rows with `images`, `pixel_sha256`, `text` and `language`, as `load_pairs` gives them.
             processor: A `SiglipProcessor`.
-            cache_dir: Where the file is kept; it takes `3 * H * W` bytes an image.
+            cache_dir: Where the file is kept; it takes `3 * H * W` bytes an image. It is made by all cores where it is
+                missing.
             max_length: Tokens of every text.
 
         Raises:
-            InputError: No pairs, or an image that no longer opens (its row is named).
+            InputError: No pairs, an image that no longer opens (its row is named), or a file that cannot be written.
         """
         if len(pairs) == 0:
             raise InputError("no pairs to train on")
@@ -44,17 +53,16 @@ class PairCache(torch.utils.data.Dataset):
         self.group_ids = group_ids_of({name: list(plain[name]) for name in COLUMNS if name in plain.column_names})
         self._collator = SigLIPCollator(processor, max_length)
         self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
-        size = processor.image_processor.size
         keys = sorted(set(self.image_keys))
         self._row_of = {key: row for row, key in enumerate(keys)}
-        first_pair = {key: i for i, key in reversed(list(enumerate(self.image_keys)))}
-        path = cache_dir / f"siglip_{size['width']}px_{len(keys)}.uint8"
-        shape = (len(keys), size["height"], size["width"], 3)
-        index = path.with_suffix(".json")
-        if not index.is_file() or json.loads(index.read_text()) != keys:
-            self._fill(path, shape, [first_pair[key] for key in keys], pairs)
-            index.write_text(json.dumps(keys))
-        self._pixels = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+        size = processor.image_processor.size
+        shape = (len(keys), 3, size["height"], size["width"])
+        path = cache_dir / _file_name(processor.image_processor, keys)
+        if not path.is_file() or path.stat().st_size != np.prod(shape):
+            first_pair = {key: i for i, key in reversed(list(enumerate(self.image_keys)))}
+            self._fill(path, _Resized(pairs, [first_pair[key] for key in keys], self._collator))
+        # (N, 3, H, W) in the file, (N, H, W, 3) to look at: `normalise` wants planes, and then has them for nothing.
+        self._pixels = np.memmap(path, dtype=np.uint8, mode="r", shape=shape).transpose(0, 2, 3, 1)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -78,18 +86,57 @@ class PairCache(torch.utils.data.Dataset):
             ]
         )
 
-    def _fill(self, path: Path, shape: tuple[int, ...], rows: list[int], pairs: datasets.Dataset) -> None:
+    def _fill(self, path: Path, resized: "_Resized") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".part{os.getpid()}")
-        pixels = np.memmap(part, dtype=np.uint8, mode="w+", shape=shape)
+        part = path.with_suffix(f".part{uuid4().hex}")
         try:
-            for target, row in enumerate(tqdm(rows, desc="resizing images", unit="image")):
-                try:
-                    pixels[target] = self._collator.resize(pairs[row]["images"][0])
-                except OSError as error:
-                    name = pairs.select_columns(["id"])[row]["id"]
-                    raise InputError(f"pair {name}: its image does not open ({error})") from error
-            pixels.flush()
+            # Written, not mapped: a full disk is then an error, where a mapping would end the process by a signal.
+            with part.open("wb") as file:
+                for planes in tqdm(_in_order(resized), total=len(resized), desc="resizing images", unit="image"):
+                    if isinstance(planes, str):
+                        raise InputError(planes)
+                    file.write(planes)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(path)
+        except OSError as error:
+            raise InputError(f"{path}: the resized images cannot be written ({error})") from error
         finally:
             part.unlink(missing_ok=True)
+
+
+class _Resized(torch.utils.data.Dataset):
+    """Images at the model's size, `(3, H, W)`, uint8; in the place of one that does not open, what to say of it."""
+
+    def __init__(self, pairs: datasets.Dataset, rows: list[int], collator: SigLIPCollator):
+        self._pairs, self._rows, self._collator = pairs, rows, collator
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> np.ndarray | str:
+        row = self._rows[i]
+        try:
+            return np.ascontiguousarray(self._collator.resize(self._pairs[row]["images"][0]).transpose(2, 0, 1))
+        except Exception as error:  # Pillow's decoders raise many kinds
+            name = self._pairs.select_columns(["id"])[row]["id"]
+            return f"pair {name}: its image does not open ({error})"
+
+
+def _in_order(resized: _Resized) -> Iterator[np.ndarray | str]:
+    """Every item in its turn, made by as many processes as there are cores."""
+    num_workers = min(len(os.sched_getaffinity(0)), len(resized) // _IMAGES_A_WORKER)
+    return iter(DataLoader(resized, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is))
+
+
+def _as_it_is(item: np.ndarray | str) -> np.ndarray | str:
+    return item
+
+
+def _file_name(image_processor: Any, keys: list[str]) -> str:
+    """The same for the same bytes: images, size, way of resizing, and the order in the file."""
+    settings = {name: value for name, value in image_processor.to_dict().items() if name not in _AFTER_RESIZING}
+    kind = type(image_processor).__name__  # `to_dict` gives one name to Pillow's and to torchvision's
+    decides = json.dumps(["planes", kind, settings, keys], sort_keys=True, default=str)
+    digest = hashlib.sha256(decides.encode()).hexdigest()[:16]
+    return f"siglip_{image_processor.size['width']}px_{digest}.uint8"

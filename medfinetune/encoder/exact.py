@@ -8,15 +8,44 @@ et al. 2021, arXiv:2101.06983).
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from medfinetune.distributed import gather, rank, sum_over_processes
+from medfinetune.encoder.labels import Duplicates, labels_from_groups
+from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`(B, D)` own images, `(N, D)` texts of all processes, scale (exponentiated), bias -> mean over the own images."""
+
+
+def whole_batch_loss(
+    groups: Tensor | None,
+    all_groups: Tensor | None,
+    first_text: int = 0,
+    duplicates: Duplicates = "positive",
+    loss_type: Literal["sigmoid", "softmax_normalized"] = "sigmoid",
+) -> Loss:
+    """The loss of the own images against all processes' texts; targets and weights are made as their rows come up.
+
+    Args:
+        groups: `(B, 4)`, see `group_ids_of`; where there are none, only the pairs themselves are positive.
+        all_groups: `(N, 4)`, those of all processes.
+        first_text: Where the own texts begin among all.
+        duplicates: See `labels_from_groups`.
+        loss_type: `sigmoid_loss` or `softmax_normalized_loss`.
+    """
+    function = sigmoid_loss if loss_type == "sigmoid" else softmax_normalized_loss
+    if groups is None or all_groups is None or duplicates == "negative":
+        return partial(function, first_text=first_text)
+
+    def labels(rows: slice) -> tuple[Tensor, Tensor]:
+        return labels_from_groups(groups[rows], all_groups, first_text + rows.start, duplicates)
+
+    return partial(function, labels=labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +54,26 @@ class EmbeddingGradients:
 
     Attributes:
         loss: Scalar.
-        image: `(B, D)`.
+        image: `(B, D)`; none for a frozen tower, as with `text`.
         text: `(B, D)`: of the own texts, summed over all processes' images.
         log_scale: Scalar, own images only, as is `bias`.
         bias: Scalar.
     """
 
     loss: Tensor
-    image: Tensor
-    text: Tensor
+    image: Tensor | None
+    text: Tensor | None
     log_scale: Tensor
     bias: Tensor
 
 
 def embedding_gradients(
-    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, bias: Tensor, loss: Loss
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    loss: Loss,
+    towers_learn: tuple[bool, bool] = (True, True),
 ) -> EmbeddingGradients:
     """Takes the gradient of the loss of this process's images against every process's texts.
 
@@ -50,16 +84,22 @@ def embedding_gradients(
         image_embeds: `(B, D)`, unit norm, as `text_embeds`; the same B in every process.
         log_scale: Scalar, the log of the temperature.
         bias: Scalar.
+        towers_learn: Whether the images' and the texts' gradients are wanted; the same in every process.
     """
+    tensors = (image_embeds, gather(text_embeds), log_scale, bias)
     leaves = [
-        t.detach().to(torch.promote_types(t.dtype, torch.float32)).requires_grad_()
-        for t in (image_embeds, gather(text_embeds), log_scale, bias)
+        t.detach().to(torch.promote_types(t.dtype, torch.float32)).requires_grad_(learns)
+        for t, learns in zip(tensors, (*towers_learn, True, True), strict=True)
     ]
     with torch.enable_grad():
         value = loss(leaves[0], leaves[1], leaves[2].exp(), leaves[3])
-        image, text, *scalars = torch.autograd.grad(value, leaves, materialize_grads=True)
-    own = slice(rank() * len(image_embeds), (rank() + 1) * len(image_embeds))
-    return EmbeddingGradients(value.detach(), image, sum_over_processes(text)[own], *scalars)
+    value.backward()
+    image, text, *scalars = (
+        leaf.grad if leaf.grad is not None or not leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves
+    )
+    if text is not None:
+        text = sum_over_processes(text)[rank() * len(image_embeds) : (rank() + 1) * len(image_embeds)]
+    return EmbeddingGradients(value.detach(), image, text, *scalars)
 
 
 def exact_backward(
@@ -98,13 +138,14 @@ def exact_backward(
         kept = embed(pieces[-1])
     images, texts = (torch.cat([*(pair[i] for pair in embedded), kept[i].detach()]) for i in (0, 1))
     del embedded
-    grads = embedding_gradients(images, texts, log_scale, bias, loss)
-    image_grads, text_grads = grads.image.split(micro_batch_size), grads.text.split(micro_batch_size)
+    grads = embedding_gradients(images, texts, log_scale, bias, loss, tuple(embeds.requires_grad for embeds in kept))
+    split_grads = [None if grad is None else grad.split(micro_batch_size) for grad in (grads.image, grads.text)]
     scalars = log_scale * grads.log_scale + bias * grads.bias
 
     def go_back(embeds: tuple[Tensor, Tensor], i: int, last: bool) -> None:
         # Its gradient is the loss's own, whatever its value.
-        surrogate = (embeds[0] * image_grads[i]).sum() + (embeds[1] * text_grads[i]).sum()
+        towers = zip(embeds, split_grads, strict=True)
+        surrogate = sum((embeds * grads[i]).sum() for embeds, grads in towers if grads is not None)
         backward(surrogate + scalars if last else surrogate, last)
 
     if alone:

@@ -65,17 +65,23 @@ def labels_from_groups(
     Returns:
         `targets` and `weights`, `(B, N)`, float32, 0 or 1.
     """
-    same = (image_groups[:, None, :] == text_groups[None, :, :]) & (image_groups[:, None, :] != 0)
-    own = torch.zeros(same.shape[:2], dtype=torch.bool, device=same.device)
+    own = torch.zeros(len(image_groups), len(text_groups), dtype=torch.bool, device=image_groups.device)
     own.diagonal(first_text).fill_(True)
     if duplicates == "negative":
         return own.float(), torch.ones_like(own, dtype=torch.float32)
-    true = same[..., _IMAGE] | same[..., _TEXT] | same[..., _LABEL] | own
-    ignored = same[..., _PATIENT] & ~true
+    true = own.clone()
+    for column in (_IMAGE, _TEXT, _LABEL):
+        true |= _same(image_groups[:, column], text_groups[:, column])
+    ignored = _same(image_groups[:, _PATIENT], text_groups[:, _PATIENT]) & ~true
     if duplicates == "ignore":
         ignored |= true & ~own
         true = own
     return true.float(), (~ignored).float()
+
+
+def _same(of_images: Tensor, of_texts: Tensor) -> Tensor:
+    """Which numbers are equal and known: `(B,)` and `(N,)` to `(B, N)`, bool."""
+    return (of_images[:, None] == of_texts).masked_fill_((of_images == 0)[:, None], False)
 
 
 def _number(value: str | None, within: str | None = "") -> int:

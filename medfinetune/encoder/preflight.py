@@ -15,9 +15,7 @@ from medfinetune.data.chat import PAIRS_FILE
 from medfinetune.data.load import load_pairs
 from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.config import SigLIPConfig
-from medfinetune.encoder.exact import exact_backward
-from medfinetune.encoder.labels import labels_from_groups
-from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
+from medfinetune.encoder.exact import exact_backward, whole_batch_loss
 from medfinetune.errors import InputError, require_model_type
 from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.memory import Weights, Zero, count_weights
@@ -142,12 +140,8 @@ def _step(
 ) -> Callable[[], None]:
     """As `SigLIPTrainer.training_step`: in one piece, or exactly in micro-batches."""
     side = config.vision_config.image_size
-    function = sigmoid_loss if args.loss_type == "sigmoid" else softmax_normalized_loss
-
-    def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        groups = torch.zeros(len(image_embeds), 4, dtype=torch.long)
-        targets, weights = labels_from_groups(groups, groups, 0, args.duplicates)
-        return function(image_embeds, text_embeds, scale, bias, targets, weights)
+    groups = torch.zeros(batch, 4, dtype=torch.long)
+    loss = whole_batch_loss(groups, groups, 0, args.duplicates, args.loss_type)
 
     def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs = model(**piece)

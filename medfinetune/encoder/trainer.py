@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import DistributedType
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
@@ -16,9 +17,7 @@ from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
-from medfinetune.encoder.exact import exact_backward
-from medfinetune.encoder.labels import labels_from_groups
-from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
+from medfinetune.encoder.exact import Loss, exact_backward, whole_batch_loss
 from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
@@ -118,7 +117,7 @@ class SigLIPTrainer(Trainer):
         micro_batch_size = min(self.args.micro_batch_size or batch_size, batch_size)
         if world_size() == 1 and micro_batch_size == batch_size:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
+        self._enter_step(model)
         inputs = self._prepare_inputs(inputs)
         groups = inputs.pop("group_ids", None)
         all_groups = None if groups is None else gather(groups)
@@ -142,6 +141,15 @@ class SigLIPTrainer(Trainer):
         )
         return loss * share
 
+    def _enter_step(self, model: nn.Module) -> None:
+        """What `Trainer.training_step` does besides the loss and its gradients."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # schedule-free optimizers keep other weights for evaluation
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+
     def _make_room_for_gradients(self, model: nn.Module) -> None:
         """Gives gradients their memory before the activations get theirs.
 
@@ -153,20 +161,8 @@ class SigLIPTrainer(Trainer):
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
-    def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Callable[..., Tensor]:
-        function = sigmoid_loss if self.args.loss_type == "sigmoid" else softmax_normalized_loss
-
-        def loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-            mine, everyones = groups, all_groups
-            if mine is None:
-                # A collator that gives no groups: only the pairs themselves are positive.
-                mine, everyones = (
-                    torch.zeros(len(t), 4, dtype=torch.int64, device=t.device) for t in (image_embeds, text_embeds)
-                )
-            targets, weights = labels_from_groups(mine, everyones, first_text, self.args.duplicates)
-            return function(image_embeds, text_embeds, scale, bias, targets, weights)
-
-        return loss
+    def _loss(self, groups: Tensor | None, all_groups: Tensor | None, first_text: int) -> Loss:
+        return whole_batch_loss(groups, all_groups, first_text, self.args.duplicates, self.args.loss_type)
 
     def _backward(self, model: nn.Module, loss: Tensor, last: bool) -> None:
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:

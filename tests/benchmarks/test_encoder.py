@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import SiglipModel
 
+from tests.benchmarks import encoder_loss
 from tests.benchmarks.alone import measure, ratio
 from tests.benchmarks.encoder_knee import prompts_of_grades, scores
-from tests.benchmarks.encoder_loss import transformers_loss
+from tests.benchmarks.encoder_loss import KEYS, OURS, measure_loss, run_contender, transformers_loss
 from tests.benchmarks.encoder_step import REPO
 
 
@@ -20,6 +21,19 @@ def test_formula_is_that_of_transformers(tiny_siglip):
         outputs = model(**inputs, return_loss=True)
         loss = transformers_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp(), model.logit_bias)
     torch.testing.assert_close(loss, outputs.loss)
+
+
+def test_ours_is_measured_alone_and_as_it_trains(monkeypatch):
+    """At a small size: the loss that the trainer calls makes no table of all pairs either."""
+    monkeypatch.setattr(encoder_loss, "NUM_PAIRS", 1024)
+    monkeypatch.setattr(encoder_loss, "DIM", 64)
+    monkeypatch.setattr(encoder_loss, "NUM_TURNS", 1)
+    monkeypatch.setattr(encoder_loss, "run_alone", lambda script, *arguments: run_contender(*arguments))
+    figures, lines = measure_loss(None)
+    assert set(figures) == set(KEYS)
+    assert figures["loss_memory_vs_open_clip"] is None
+    assert 0 < figures["loss_memory_as_trained_vs_transformers"] < 1
+    assert [name for name in OURS if any(line.endswith(f": {name}") for line in lines)] == list(OURS)
 
 
 def test_memory_is_what_was_taken():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from medfinetune.encoder.exact import exact_backward
+from medfinetune.encoder.exact import embedding_gradients, exact_backward
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.model import load_encoder
 from tests.encoder import exact_worker
@@ -123,6 +123,17 @@ def test_other_losses_and_labels(tiny_siglip, tmp_path, loss_type, duplicates):
     sizes = {"per_device_train_batch_size": 32, "loss_type": loss_type, "duplicates": duplicates}
     plain = trained(tmp_path / "plain", tiny_siglip, "float64", **sizes)
     assert_same(trained(tmp_path / "exact", tiny_siglip, "float64", micro_batch_size=7, **sizes), plain, 1e-12)
+
+
+@pytest.mark.parametrize("freeze", ["vision", "text"])
+def test_a_frozen_tower(tiny_siglip, tmp_path, freeze):
+    sizes = {"per_device_train_batch_size": 32, "freeze": freeze}
+    plain = trained(tmp_path / "plain", tiny_siglip, "float64", **sizes)
+    assert_same(trained(tmp_path / "exact", tiny_siglip, "float64", micro_batch_size=7, **sizes), plain, 1e-12)
+    embeds = [torch.nn.functional.normalize(torch.randn(4, 3), dim=1) for _ in range(2)]
+    learns = (freeze == "text", freeze == "vision")
+    found = embedding_gradients(*embeds, torch.tensor(2.0), torch.tensor(-3.0), sigmoid_loss, learns)
+    assert (found.image is not None, found.text is not None) == learns
 
 
 def test_checkpointing(tiny_siglip, tmp_path):

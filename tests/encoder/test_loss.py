@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from medfinetune.encoder.exact import whole_batch_loss
+from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 
 
@@ -93,6 +96,8 @@ def test_large_logits_stay_finite():
         ({"text_embeds": torch.ones(2, 4)}, "3 images have only 2 texts"),
         ({"targets": torch.ones(3, 2)}, r"targets has shape \(3, 2\)"),
         ({"weights": torch.ones(3)}, r"weights has shape \(3,\)"),
+        ({"first_text": 1}, "3 images have only 2 texts"),
+        ({"weights": torch.ones(3, 3), "labels": lambda rows: None}, "give one or the other"),
     ],
 )
 def test_wrong_shapes(changes, message):
@@ -121,3 +126,99 @@ def test_softmax_normalized_against_loops(seed):
     plain = softmax_normalized_loss(images, texts, scale, bias)
     expected = F.cross_entropy(scale * images @ texts.T, torch.arange(3))
     torch.testing.assert_close(plain, expected)
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that anything makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else [out]
+        self.entries = max([self.entries, *(t.numel() for t in made if isinstance(t, torch.Tensor))])
+        return out
+
+
+def groups_of(num_pairs):
+    """Texts, labels, images and patients that some pairs share."""
+    return torch.stack([torch.randint(int(n == 1), num_pairs // 2 + n, (num_pairs,)) for n in (1, 2, 3, 4)], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["alone", "positive", "ignore", "negative", "unknown"])
+def test_no_table_of_all_pairs_is_made(kind):
+    """Neither by the loss nor by what the trainer calls: the largest tensor is of `chunk_rows` rows."""
+    num_pairs, chunk_rows = 1024, 256
+    inputs, groups = made(num_pairs, num_pairs, 4, torch.float32), groups_of(num_pairs)
+    losses = {"alone": sigmoid_loss, "unknown": whole_batch_loss(None, None)}
+    loss = losses.get(kind) or whole_batch_loss(groups, groups, 0, kind)
+    with Largest() as largest:
+        loss(*inputs).backward()
+    assert largest.entries == chunk_rows * num_pairs
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore", "negative"])
+@pytest.mark.parametrize("chunk", [1, 3, 256])
+def test_labels_made_by_rows_are_the_whole_tables(duplicates, chunk):
+    """For images 4 to 11 of 17, as the second of several processes has them."""
+    inputs, groups = made(7, 17, 5), groups_of(17)
+    targets, weights = labels_from_groups(groups[4:11], groups, 4, duplicates)
+    expected = sigmoid_loss(*inputs, targets, weights)
+    by_rows = whole_batch_loss(groups[4:11], groups, 4, duplicates)(*inputs, chunk_rows=chunk)
+    torch.testing.assert_close(by_rows, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(expected, reference(*inputs, targets, weights), rtol=1e-12, atol=1e-12)
+    for one, two in zip(*(torch.autograd.grad(loss, inputs) for loss in (by_rows, expected)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
+    softmax = whole_batch_loss(groups[4:11], groups, 4, duplicates, "softmax_normalized")(*inputs)
+    expected = softmax_normalized_loss(*inputs, targets, weights)
+    torch.testing.assert_close(softmax, expected, rtol=1e-12, atol=0)
+
+
+def test_soft_targets_by_rows():
+    inputs, targets, weights = made(7, 11, 4), torch.rand(7, 11), torch.rand(7, 11)
+    expected = sigmoid_loss(*inputs, targets, weights)
+    by_rows = sigmoid_loss(*inputs, labels=lambda rows: (targets[rows], weights[rows]), chunk_rows=3)
+    torch.testing.assert_close(by_rows, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_loss, softmax_normalized_loss])
+def test_own_texts_begin_where_it_is_said(loss):
+    inputs = made(3, 8, 4)
+    targets = torch.zeros(3, 8)
+    targets.diagonal(5).fill_(1)
+    torch.testing.assert_close(loss(*inputs, first_text=5), loss(*inputs, targets), rtol=1e-12, atol=0)
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products are taken."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("frozen", "products"), [((), 3), ((1,), 2), ((0, 2, 3), 2), ((0, 1, 2, 3), 1)])
+def test_only_gradients_that_are_asked_for_are_made(frozen, products):
+    inputs = made(6, 6, 4)
+    expected = torch.autograd.grad(sigmoid_loss(*inputs), inputs)
+    for i in frozen:
+        inputs[i].requires_grad_(False)
+    with Products() as counted:
+        loss = sigmoid_loss(*inputs)
+    assert counted.count == products
+    with torch.no_grad(), Products() as counted:
+        assert torch.equal(sigmoid_loss(*inputs), loss.detach())
+    assert counted.count == 1
+    asked = [i for i in range(4) if i not in frozen]
+    if asked:
+        for i, grad in zip(asked, torch.autograd.grad(loss, [inputs[i] for i in asked]), strict=True):
+            torch.testing.assert_close(grad, expected[i], rtol=1e-12, atol=1e-15)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    inputs = made(3, 3, 4)
+    (grad,) = torch.autograd.grad(sigmoid_loss(*inputs) ** 2, inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

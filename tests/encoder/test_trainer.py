@@ -21,6 +21,7 @@ from medfinetune.encoder.metrics import embed_images, embed_texts, retrieval_met
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
+from tests.encoder.test_loss import Largest, groups_of, made
 
 PROMPTS = Path(medfinetune.__file__).parent / "evaluation" / "prompts"
 RECIPES = Path(medfinetune.__file__).parents[1] / "recipes"
@@ -193,6 +194,17 @@ def test_pairs_that_say_the_same_are_known(loaded, tmp_path):
     for duplicates, value in losses.items():
         pair_losses.setdefault(duplicates, pair_losses["negative"])
         assert math.isclose(value, pair_losses[duplicates].sum().item() / 4, rel_tol=1e-5), duplicates
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore", "negative"])
+def test_the_loss_of_a_large_batch_is_taken_by_rows(loaded, tmp_path, duplicates):
+    model, processor, train, _ = loaded
+    args = config(tmp_path, duplicates=duplicates, eval_strategy="no")
+    trainer = SigLIPTrainer(model, args, train, None, processor)
+    groups = groups_of(1024)
+    with Largest() as largest:
+        trainer._loss(groups, groups, 0)(*made(1024, 1024, 4, torch.float32)).backward()
+    assert largest.entries == 256 * 1024
 
 
 def test_micro_batch_size_is_checked(tmp_path):
