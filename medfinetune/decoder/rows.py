@@ -1,7 +1,6 @@
-"""What a run puts between dataset and model: rows that open, batches that know their rows, and never no image."""
+"""What a run puts between dataset and model: rows that open, and never no image."""
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -52,16 +51,6 @@ class ReadableRows(torch.utils.data.Dataset):
 
     def _id(self, place: int) -> str:
         return str(self.rows.select_columns(["id"])[place]["id"])
-
-
-class NamedBatches:
-    """A collator whose batches also say, under `ids`, which rows they are made of."""
-
-    def __init__(self, collator: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]):
-        self.collator = collator
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
 
 
 def with_empty_image(batch: dict[str, Any], config: MllamaConfig) -> dict[str, Any]:

@@ -22,14 +22,14 @@ from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.preflight import count_run
 from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
-from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
+from medfinetune.decoder.rows import ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, has_images, identify_images, measure_lengths
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import StopOnNonFiniteLoss, saving_to, where_to_go_on
+from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, saving_to, where_to_go_on
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -92,7 +92,8 @@ class MllamaSFTTrainer(SFTTrainer):
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, int(has_images(train_dataset)))))
-        self.add_callback(StopOnNonFiniteLoss())
+        self._stop = StopOnNonFiniteLoss()
+        self.add_callback(self._stop)
         self._set_up_vision_cache()
         self._check_predictions()
         self._scored: list[tuple[float, int]] = []
@@ -196,7 +197,7 @@ class MllamaSFTTrainer(SFTTrainer):
                 "); are the assistant's turns empty?"
             )
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
             count = partial(count_run, config=self.model.config, num_images=num_images)
@@ -205,6 +206,13 @@ class MllamaSFTTrainer(SFTTrainer):
                 f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
                 f"{where_to_go_on(self.args.output_dir)}"
             ) from error
+        self._stop.watch(loss, self._ids)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._stop.watch_gradients(norm, self.accelerator)
+        return norm
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):

@@ -26,7 +26,7 @@ from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_
 from medfinetune.errors import InputError
 from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import StopOnNonFiniteLoss, where_to_go_on
+from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, where_to_go_on
 
 
 class SigLIPTrainer(Trainer):
@@ -71,7 +71,9 @@ class SigLIPTrainer(Trainer):
             compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
             **kwargs,
         )
-        self.add_callback(StopOnNonFiniteLoss())
+        self._ids: list[str] = []
+        self._stop = StopOnNonFiniteLoss()
+        self.add_callback(self._stop)
         self._follow_epoch = FollowEpoch()
         if hasattr(train_dataset, "set_epoch"):
             self._follow_epoch.followers.append(train_dataset)
@@ -103,13 +105,33 @@ class SigLIPTrainer(Trainer):
             InputError: Memory runs out.
         """
         try:
-            return self._whole_step(model, inputs, num_items_in_batch)
+            loss = self._whole_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             count = partial(count_run, config=self.model.config)
             raise InputError(
                 f"step {self.state.global_step}: out of memory. For such batches {what_would_fit(self.args, count)}. "
                 f"{where_to_go_on(self.args.output_dir)}"
             ) from error
+        self._stop.watch(loss, self._ids)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._stop.watch_gradients(norm, self.accelerator)
+        return norm
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        collator = self.data_collator
+        try:
+            self.data_collator = NamedBatches(collator)
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(super()._prepare_inputs(inputs))
+        self._ids = inputs.pop("ids", [])
+        return inputs
 
     def _whole_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None

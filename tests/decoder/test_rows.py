@@ -6,8 +6,9 @@ import torch
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.model import load_decoder
-from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
+from medfinetune.decoder.rows import ReadableRows, describe_longest, with_empty_image
 from medfinetune.errors import InputError
+from medfinetune.training import NamedBatches
 
 
 @pytest.fixture
