@@ -124,6 +124,23 @@ def saving_to(output_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def naming_what_takes_memory(describe: Callable[[], str], output_dir: str | Path) -> Iterator[None]:
+    """Turns an out-of-memory error of the device into one line.
+
+    Args:
+        describe: Makes that line's beginning: where memory ran out and what to do.
+        output_dir: Of the run.
+
+    Raises:
+        InputError: Memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{describe()}. {where_to_go_on(output_dir)}") from error
+
+
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """Which checkpoint a run continues from; none for a new one.
 

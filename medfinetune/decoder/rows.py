@@ -6,7 +6,6 @@ from typing import Any
 import datasets
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import MllamaConfig
 
 from medfinetune.errors import InputError
@@ -79,6 +78,8 @@ def with_empty_image(batch: dict[str, Any], config: MllamaConfig) -> dict[str, A
 
 def describe_longest(batch: dict[str, Any], ids: list[str]) -> str:
     """Which row of a batch has most tokens: what memory follows."""
+    # On the host: on the device even a sum would need memory.
+    batch = {name: tensor.cpu() for name, tensor in batch.items()}
     lengths = batch["attention_mask"].sum(dim=1)
     longest = int(lengths.argmax())
     name = f"chat {ids[longest]}" if ids else f"row {longest}"

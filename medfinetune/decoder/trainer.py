@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTTrainer
 
 from medfinetune.decoder.chat_tokens import IGNORED
@@ -29,7 +28,7 @@ from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, saving_to, where_to_go_on
+from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory, saving_to
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -87,6 +86,7 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs,
         )
         self._ids: list[str] = []
+        self._batch: dict[str, Tensor] = {}
         # TRL asks for reentrant checkpointing under PEFT and ZeRO-3, where the image's features would get no gradient.
         without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
@@ -115,6 +115,36 @@ class MllamaSFTTrainer(SFTTrainer):
             mllama, processor = mllama_inside(self.model), self.processing_class.image_processor
             print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in TRL.
+
+        Raises:
+            InputError: Memory runs out, or a loss is not finite.
+        """
+        # Around it all: `auto_find_batch_size` works inside, and the optimiser's states first appear in its step.
+        with naming_what_takes_memory(self._describe_step, self.args.output_dir):
+            return super().train(*args, **kwargs)
+
+    def _describe_step(self) -> str:
+        num_images = self._batch["aspect_ratio_ids"].shape[1] if "aspect_ratio_ids" in self._batch else 0
+        count = partial(count_run, config=self.model.config, num_images=num_images)
+        return (
+            f"step {self.state.global_step}: out of memory{self._name_longest()}. For the longest chats "
+            f"{what_would_fit(self.args, count)}"
+        )
+
+    def _describe_evaluation(self) -> str:
+        answers = "" if self._batch or not self.args.predict_with_generate else " or predict_max_new_tokens"
+        return (
+            f"evaluation at step {self.state.global_step}: out of memory{self._name_longest()}; lower "
+            f"per_device_eval_batch_size ({self.args.per_device_eval_batch_size}){answers}"
+        )
+
+    def _name_longest(self) -> str:
+        if not self._batch:
+            return ""
+        return f"; the longest row of the batch is {describe_longest(self._batch, self._ids)}"
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
         """As `SFTTrainer.prediction_step`; remembers what perplexity is made of."""
         result = super().prediction_step(model, inputs, *args, **kwargs)
@@ -132,20 +162,30 @@ class MllamaSFTTrainer(SFTTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
-        self._scored = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        scored = [pair for part in gather_objects(self._scored) for pair in part]
-        num_tokens = sum(count for _, count in scored)
-        figures = {}
-        if num_tokens:
-            mean = sum(nll for nll, _ in scored) / num_tokens
-            figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
-        if self.args.predict_with_generate:
-            sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
-            with self.compute_loss_context_manager():
-                figures |= sample.score(sample.predict(self.model, self.processing_class))
+        with naming_what_takes_memory(self._describe_evaluation, self.args.output_dir):
+            self._scored, self._batch = [], {}
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            self._batch = {}
+            figures = self._perplexity() | self._score_answers(dataloader)
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
+
+    def _perplexity(self) -> dict[str, float]:
+        scored = [pair for part in gather_objects(self._scored) for pair in part]
+        num_tokens = sum(count for _, count in scored)
+        if not num_tokens:
+            return {}
+        mean = sum(nll for nll, _ in scored) / num_tokens
+        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+    def _score_answers(self, dataloader: DataLoader) -> dict[str, float]:
+        if not self.args.predict_with_generate:
+            return {}
+        sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
+        with self.compute_loss_context_manager():
+            return sample.score(sample.predict(self.model, self.processing_class))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -181,6 +221,7 @@ class MllamaSFTTrainer(SFTTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(super()._prepare_inputs(inputs))
         self._ids = inputs.pop("ids", [])
+        self._batch = {name: inputs[name] for name in ("attention_mask", "aspect_ratio_ids") if name in inputs}
         if self.args.world_size > 1:
             inputs = with_empty_image(inputs, self.model.config)
         return inputs
@@ -189,23 +230,14 @@ class MllamaSFTTrainer(SFTTrainer):
         """As in TRL.
 
         Raises:
-            InputError: The first batch has no token to learn from, or memory runs out.
+            InputError: The first batch has no token to learn from.
         """
         if not self.state.global_step and num_items_in_batch is not None and not int(num_items_in_batch):
             raise InputError(
                 f"{self.args.data_dir}: the first batch has no token to learn from ({', '.join(inputs.get('ids', []))}"
                 "); are the assistant's turns empty?"
             )
-        try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
-            count = partial(count_run, config=self.model.config, num_images=num_images)
-            raise InputError(
-                f"step {self.state.global_step}: out of memory; the longest row of the batch is "
-                f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
-                f"{where_to_go_on(self.args.output_dir)}"
-            ) from error
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._stop.watch(loss, self._ids)
         return loss
 

@@ -145,36 +145,6 @@ def test_a_pattern_that_matches_nothing(loaded, tmp_path):
         MllamaSFTTrainer(model, config(tmp_path, use_peft=True, lora_target_modules="nothing"), train, None, processor)
 
 
-def test_out_of_memory_names_the_longest_row(loaded, tmp_path, monkeypatch):
-    """The failure itself is mocked: there is no small memory to fill here."""
-    model, processor, train, _ = loaded
-    args = config(
-        tmp_path, per_device_train_batch_size=2, max_steps=4, save_steps=2, train_sampling_strategy="sequential"
-    )
-    trainer = MllamaSFTTrainer(model, args, train, None, processor)
-    compute = trainer.compute_loss
-
-    def compute_loss(*args, **kwargs):
-        if trainer.state.global_step == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return compute(*args, **kwargs)
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
-    lengths = {row["id"]: len(trainer.data_collator.encode(row).input_ids) for row in train.select((6, 7))}
-    longest = max(lengths, key=lengths.get)
-    with pytest.raises(InputError) as raised:
-        trainer.train()
-    said = str(raised.value)
-    assert said.startswith(
-        f"step 3: out of memory; the longest row of the batch is chat {longest} ({lengths[longest]} "
-    )
-    assert "1 images" in said
-    assert "fit, the least costly first: (1) per_device_train_batch_size: 1, gradient_accumulation_steps: 2 (" in said
-    assert said.endswith(f"{args.output_dir}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint true")
-    assert "\n" not in said
-    load_decoder(f"{args.output_dir}/checkpoint-2")
-
-
 class DeleteAnImage(TrainerCallback):
     """After the first epoch."""
 

@@ -71,3 +71,19 @@ def test_a_loss_that_one_process_has_ends_both(configs, tmp_path, kind):
     run = tmp_path / kind
     assert not (run / "checkpoint-3").exists()
     assert all(weight.isfinite().all() for weight in load_file(run / "checkpoint-2" / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_says_so(configs):
+    said = in_two_processes(
+        "memory", "decoder", "--config", configs["decoder"], "--max_steps", 4, "--save_strategy", "no"
+    )
+    [error] = [line for line in said.splitlines() if "error: " in line and "step" in line]
+    assert error.startswith("[rank 1] error: step 2: out of memory; the longest row of the batch is chat ")
+
+
+@pytest.mark.slow
+def test_processes_that_fail_alike_say_it_once(configs):
+    said = in_two_processes("memory", "decoder", "--config", configs["decoder"], "--data_dir", "nowhere")
+    [error] = [line for line in said.splitlines() if "nowhere" in line]
+    assert error.startswith("error: nowhere: no such folder")
