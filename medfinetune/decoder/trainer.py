@@ -119,8 +119,10 @@ class MllamaSFTTrainer(SFTTrainer):
         """As in TRL.
 
         Raises:
-            InputError: Memory runs out, or a loss is not finite.
+            InputError: No chat has a word to learn, memory runs out, or a loss is not finite.
         """
+        if isinstance(self.data_collator, MllamaCollator) and isinstance(self.train_dataset, datasets.Dataset):
+            self.data_collator.require_words(self.train_dataset)
         # Around it all: `auto_find_batch_size` works inside, and the optimiser's states first appear in its step.
         with naming_what_takes_memory(self._describe_step, self.args.output_dir):
             return super().train(*args, **kwargs)
@@ -227,16 +229,7 @@ class MllamaSFTTrainer(SFTTrainer):
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in TRL.
-
-        Raises:
-            InputError: The first batch has no token to learn from.
-        """
-        if not self.state.global_step and num_items_in_batch is not None and not int(num_items_in_batch):
-            raise InputError(
-                f"{self.args.data_dir}: the first batch has no token to learn from ({', '.join(inputs.get('ids', []))}"
-                "); are the assistant's turns empty?"
-            )
+        """As in TRL."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._stop.watch(loss, self._ids)
         return loss

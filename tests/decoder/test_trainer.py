@@ -8,7 +8,6 @@ import torch
 from transformers import MllamaForConditionalGeneration, TrainerCallback
 
 from medfinetune.data.load import load_chats
-from medfinetune.decoder.collator import IGNORED, MllamaCollator
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.generation import perplexity
@@ -169,18 +168,23 @@ def test_an_image_that_is_gone_in_the_second_epoch(tiny_mllama, phantom_dir, tmp
     assert len(said) <= 2  # this row's, and that of a second row with the same image
 
 
-def test_nothing_to_learn_from_ends_before_the_first_step(loaded, tmp_path):
-    model, processor, train, _ = loaded
-    collator = MllamaCollator(processor, 256)
-
-    def without_labels(rows):
-        batch = collator(rows)
-        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
-
-    trainer = MllamaSFTTrainer(model, config(tmp_path), train, None, processor, without_labels)
-    with pytest.raises(InputError, match=r"unused: the first batch has no token to learn from \(.*are the assistant's"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+@pytest.mark.parametrize("spoken", [0, 1])
+def test_nothing_to_learn_from_ends_before_the_first_step(loaded, tmp_path, spoken):
+    """The end of an empty answer is a label too, but no word; one chat that says something is enough."""
+    model, processor, _, _ = loaded
+    said = ["Nothing."] * spoken + [""] * (8 - spoken)
+    turns = [[{"role": "user", "content": "What?"}, {"role": "assistant", "content": text}] for text in said]
+    rows = datasets.Dataset.from_list([{"id": f"c{i}", "messages": turn} for i, turn in enumerate(turns)])
+    trainer = MllamaSFTTrainer(model, config(tmp_path), rows, None, processor)
+    if not spoken:
+        with pytest.raises(InputError, match="none of the 8 training chats has a word to learn; are the assistant's"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        return
+    trainer.train()
+    assert trainer.state.global_step == 2
+    warning = trainer.data_collator.describe_cuts(rows).splitlines()[1]
+    assert warning == "warning: 7 of them have an empty answer, and only its end to learn: c1, c2, c3, c4, c5 ..."
 
 
 def test_lora_lands_in_the_text_layers_and_is_read_back(loaded, tmp_path):
