@@ -212,11 +212,12 @@ class MllamaSFTTrainer(SFTTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
         collator = self.data_collator
+        rows = ReadableRows(dataset, "" if kwargs.get("is_training") else ", and counts twice in the evaluation")
         # Samplers look at the dataset's columns, which only the dataset itself has.
         sampler = (lambda _: sampler_fn(dataset)) if sampler_fn is not None else None
         try:
             self.data_collator = NamedBatches(collator)
-            return super()._get_dataloader(ReadableRows(dataset), *args, sampler_fn=sampler, **kwargs)
+            return super()._get_dataloader(rows, *args, sampler_fn=sampler, **kwargs)
         finally:
             self.data_collator = collator
 
