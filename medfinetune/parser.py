@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from medfinetune.errors import InputError
 
 Config = TypeVar("Config")
+_SECONDS_TO_BE_ENDED = 5
 
 
 class _Loader(yaml.SafeLoader):
@@ -133,15 +135,21 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a recipe's `main`; an `InputError` becomes one line on standard error and exit status 2."""
+    """Runs a recipe's `main`; an `InputError` becomes one line on standard error and exit status 2.
+
+    Of several processes that fail alike only the first says so; one that fails alone is named by its rank.
+    """
     try:
         main()
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            # From a process that loads data it comes with that process's traceback above it.
-            message = str(error).strip().splitlines()[-1].removeprefix("medfinetune.errors.InputError: ")
-            open_bar = "\n" if getattr(tqdm, "_instances", None) else ""  # a progress bar leaves its line unfinished
-            print(f"{open_bar}error: {message}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            # Where the first process failed too, it speaks for all, and the launcher ends this one meanwhile.
+            time.sleep(_SECONDS_TO_BE_ENDED)
+        # From a process that loads data it comes with that process's traceback above it.
+        message = str(error).strip().splitlines()[-1].removeprefix("medfinetune.errors.InputError: ")
+        open_bar = "\n" if getattr(tqdm, "_instances", None) else ""  # a progress bar leaves its line unfinished
+        print(f"{open_bar}{f'[rank {rank}] ' if rank else ''}error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was saved so far is kept", file=sys.stderr)

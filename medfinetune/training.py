@@ -3,38 +3,80 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from medfinetune.distributed import gather_objects, sum_over_processes
 from medfinetune.errors import InputError, require_folder
 
 # torch.save writes through a stream that only says that it failed.
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "file write failed")
 
 
-class StopOnNonFiniteLoss(TrainerCallback):
-    """Ends the run at the first logged loss that is nan or infinite."""
+class NamedBatches:
+    """A collator whose batches also say, under `ids`, which rows they are made of."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+    def __init__(self, collator: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]):
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
+
+
+class StopOnNonFiniteLoss(TrainerCallback):
+    """Ends a run before the optimiser learns from a loss, or a gradient, that is nan or infinite.
+
+    The logged loss would tell too late: it is a mean over steps, and checkpoints may have been saved in between. All
+    processes stop in the same step, whichever of them has that loss.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[Tensor, list[str]]] = []
+        self._grad_norm: Tensor | float = 0.0
+
+    def watch(self, loss: Tensor, ids: list[str]) -> None:
+        """Takes the loss of a micro-batch, a scalar, and the rows that it is of; does not wait for the device."""
+        self._losses.append((loss.detach(), ids))
+
+    def watch_gradients(self, norm: Tensor | float | None, accelerator: Accelerator) -> None:
+        """Takes the norm of the gradients of a step; not under fp16, where loss scaling skips those that overflow."""
+        self._grad_norm = 0.0 if norm is None or accelerator.mixed_precision == "fp16" else norm
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Forgets a step that was not finished."""
+        self._losses, self._grad_norm = [], 0.0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise InputError(
-                f"step {state.global_step}: the loss is {loss}; lower learning_rate, or use bf16 instead of fp16. "
-                f"Earlier checkpoints in {args.output_dir} are unharmed"
-            )
+        """
+        Raises:
+            InputError: A loss of this step, in any process, or its gradient is not finite.
+        """
+        norm = torch.as_tensor(self._grad_norm, dtype=torch.float32, device=args.device)
+        values = torch.stack([norm, *(loss.float().reshape(()).to(args.device) for loss, _ in self._losses)])
+        # One look a step for all its micro-batches: each makes the host wait for the device.
+        if not sum_over_processes((~values.isfinite()).sum()).item():
+            return
+        norm, *losses = values.tolist()
+        broken = [(loss, ids) for loss, (_, ids) in zip(losses, self._losses, strict=True) if not math.isfinite(loss)]
+        found = [pair for part in gather_objects(broken) for pair in part]
+        what = f"the loss is {found[0][0]}" if found else f"the norm of the gradients is {norm}"
+        ids = [name for _, names in found or [(norm, names) for _, names in self._losses] for name in names]
+        rows = ", ".join(ids[:8]) + (f" and {len(ids) - 8} others" if len(ids) > 8 else "")
+        raise InputError(
+            f"step {state.global_step + 1}: {what} (rows {rows}); lower learning_rate, use bf16 instead of fp16, or "
+            f"look at these rows. The step was not saved. {where_to_go_on(args.output_dir)}"
+        )
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
@@ -80,6 +122,23 @@ def saving_to(output_dir: str | Path) -> Iterator[None]:
             f"output_dir: {output_dir} cannot be written, {free:.1f} GB are free there ({cause[:150]}); make room or "
             f"lower save_total_limit. {where_to_go_on(output_dir)}"
         ) from error
+
+
+@contextmanager
+def naming_what_takes_memory(describe: Callable[[], str], output_dir: str | Path) -> Iterator[None]:
+    """Turns an out-of-memory error of the device into one line.
+
+    Args:
+        describe: Makes that line's beginning: where memory ran out and what to do.
+        output_dir: Of the run.
+
+    Raises:
+        InputError: Memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{describe()}. {where_to_go_on(output_dir)}") from error
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:

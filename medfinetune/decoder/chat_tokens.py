@@ -21,11 +21,13 @@ class EncodedChat:
         input_ids: At most `max_length` of them.
         labels: The same length; -100 where nothing is to be learned.
         num_cut: Tokens that `max_length` cost.
+        num_words: Labels that are part of a text; an empty answer has its end of turn alone.
     """
 
     input_ids: list[int]
     labels: list[int]
     num_cut: int
+    num_words: int
 
 
 def turns_of(row: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -110,7 +112,8 @@ class ChatTokens:
         tokens = [_IMAGE, "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
         self.image, self._end_of_turn, *ends = self._tokenizer.convert_tokens_to_ids(tokens)
         self._start_of_header, self._end_of_header = ends
-        self._special = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        special = {i: token.content for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        self._special, self._special_ids = list(special.values()), set(special)
 
     def encode(self, row: dict[str, Any]) -> EncodedChat:
         """Tokenises one chat, labels it, and shortens it where it is too long; opens no image."""
@@ -138,7 +141,8 @@ class ChatTokens:
                     cuttable[position] = True
         keep = self._shorten(ids, cuttable, last_answer, row)
         labels = [t if flag and t != self.image else IGNORED for t, flag in zip(ids, learned, strict=True)]
-        return EncodedChat([ids[i] for i in keep], [labels[i] for i in keep], len(ids) - len(keep))
+        num_words = sum(labels[i] != IGNORED and labels[i] not in self._special_ids for i in keep)
+        return EncodedChat([ids[i] for i in keep], [labels[i] for i in keep], len(ids) - len(keep), num_words)
 
     def _check(self, row: dict[str, Any], messages: list[dict[str, Any]], num_prompt: int) -> None:
         parts = [part for message in messages for part in message["content"]]

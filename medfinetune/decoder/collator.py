@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from medfinetune.decoder.chat_tokens import IGNORED, ChatTokens, EncodedChat, images_of
+from medfinetune.decoder.chat_tokens import IGNORED, ChatTokens, EncodedChat, images_of, name_of
 from medfinetune.decoder.masks import cross_attention_mask
+from medfinetune.errors import InputError
 
 
 class MllamaCollator:
@@ -79,23 +80,40 @@ class MllamaCollator:
         return self._chats.encode(row)
 
     def describe_cuts(self, rows: datasets.Dataset) -> str:
-        """How long the chats are and what `max_length` costs; reads no image.
+        """How long the chats are, what `max_length` costs, and which have nothing to learn; reads no image.
 
         Args:
             rows: What the collator takes, undecoded.
         """
-        wanted = ("id", "messages", "prompt", "completion", "images", "image")
-        plain = undecoded(rows.select_columns([name for name in rows.column_names if name in wanted]))
-        lengths, cuts = [], []
-        for row in tqdm(plain, desc="measuring chats", unit="chat"):
+        lengths, cuts, empty = [], [], []
+        for row in tqdm(_without_pixels(rows), desc="measuring chats", unit="chat"):
             chat = self.encode(row)
             lengths.append(len(chat.input_ids) + chat.num_cut)
             cuts.append(chat.num_cut)
+            empty += [] if chat.num_words else [name_of(row)]
         too_long = sum(cut > 0 for cut in cuts)
-        return (
+        said = (
             f"chats of {min(lengths)} to {max(lengths)} tokens; {too_long:,} of {len(lengths):,} exceed max_length "
             f"{self._max_length} and lose {sum(cuts):,} tokens"
         )
+        if empty:
+            named = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
+            said += f"\nwarning: {len(empty):,} of them have an empty answer, and only its end to learn: {named}"
+        return said
+
+    def require_words(self, rows: datasets.Dataset) -> None:
+        """Looks for the first chat that has a word to learn; the end of an empty answer is none.
+
+        Args:
+            rows: What the collator takes, undecoded.
+
+        Raises:
+            InputError: There is none.
+        """
+        if not any(self.encode(row).num_words for row in _without_pixels(rows)):
+            raise InputError(
+                f"none of the {len(rows):,} training chats has a word to learn; are the assistant's turns empty?"
+            )
 
     def _pad(self, rows: list[list[int]], length: int, value: int) -> Tensor:
         padding = [[value] * (length - len(row)) for row in rows]
@@ -114,6 +132,11 @@ class MllamaCollator:
             tensors[name][with_images] = made[name]
         tensors["aspect_ratio_mask"][..., 0] = 1
         return tensors
+
+
+def _without_pixels(rows: datasets.Dataset) -> datasets.Dataset:
+    wanted = ("id", "messages", "prompt", "completion", "images", "image")
+    return undecoded(rows.select_columns([name for name in rows.column_names if name in wanted]))
 
 
 def undecoded(rows: datasets.Dataset) -> datasets.Dataset:

@@ -145,6 +145,9 @@ class MllamaSFTConfig(SFTConfig):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator reads images and messages from the rows."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "true hides losses that are not finite from the log; they end the run anyway."}
+    )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to log to: none, tensorboard, wandb ..."}
     )

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.collator import MllamaCollator
+from medfinetune.decoder.rows import with_empty_image
 
 
 @torch.no_grad()
@@ -44,7 +45,10 @@ def generate(
     collator = MllamaCollator(processor, max_length, date_string=date_string, for_generation=True)
     answers: list[str] = []
     for rows in _batches(chats, batch_size, "generating", progress):
-        batch = {name: tensor.to(model.device) for name, tensor in collator(rows).items()}
+        batch = collator(rows)
+        if in_step:
+            batch = with_empty_image(batch, model.config)  # all must run the same layers
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         # The checkpoint's own generation config samples; a score must not depend on luck.
         output = model.generate(
             **batch,

@@ -4,12 +4,14 @@ import random
 from typing import Any
 
 import datasets
+from torch.utils.data import Subset
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from medfinetune.decoder.chat_tokens import answer_of
 from medfinetune.decoder.collator import undecoded
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.generation import generate
+from medfinetune.decoder.rows import ReadableRows
 from medfinetune.distributed import gather_objects, rank, world_size
 from medfinetune.errors import InputError
 from medfinetune.evaluation.finding_accuracy import finding_accuracy
@@ -49,15 +51,20 @@ class PredictionSample:
                 f"lexicon: none of the {size} answers that predict_samples draws states a finding of {args.lexicon}"
             )
 
-    def predict(self, model: Any, processor: Any) -> list[str]:
-        """Answers all chats, greedily; the processes share them out, and each gets all answers."""
+    def predict(self, model: Any, processor: Any) -> list[str | None]:
+        """Answers all chats, greedily; the processes share them out, and each gets all answers.
+
+        Returns:
+            One text for each chat; None where its image no longer opens.
+        """
         # Equally many for each process: under ZeRO-3 they take every step together.
         per_process = -(-len(self.chats) // world_size())
         mine = [i % len(self.chats) for i in range(rank() * per_process, (rank() + 1) * per_process)]
+        readable = ReadableRows(self.chats, ", and its own answer is not scored")
         texts = generate(
             model,
             processor,
-            self.chats.select(mine),
+            Subset(readable, mine),
             max_new_tokens=self._args.predict_max_new_tokens,
             batch_size=self._args.per_device_eval_batch_size,
             max_length=self._args.max_length,
@@ -65,16 +72,20 @@ class PredictionSample:
             progress=rank() == 0 and not self._args.disable_tqdm,
             in_step=is_deepspeed_zero3_enabled(),
         )
+        texts = [None if i in readable.replaced else text for i, text in zip(mine, texts, strict=True)]
         everything = [text for part in gather_objects(texts) for text in part]
         return everything[: len(self.chats)]
 
-    def score(self, texts: list[str]) -> dict[str, float]:
-        """`bleu_<language>` in [0, 100], and with a lexicon `finding_accuracy` in [0, 1]."""
-        scores = bleu_by_language(texts, self.references, self.languages)
+    def score(self, texts: list[str | None]) -> dict[str, float]:
+        """`bleu_<language>` in [0, 100], and with a lexicon `finding_accuracy` in [0, 1]; None is left out."""
+        written = [i for i, text in enumerate(texts) if text is not None]
+        texts, references, languages = (
+            [column[i] for i in written] for column in (texts, self.references, self.languages)
+        )
+        scores = bleu_by_language(texts, references, languages)
         figures = {f"bleu_{language}": score["score"] for language, score in scores.items()}
         if self._lexicon is not None:
-            found = finding_accuracy(texts, self.references, self._lexicon)
-            figures["finding_accuracy"] = found["finding_accuracy"]
+            figures["finding_accuracy"] = finding_accuracy(texts, references, self._lexicon)["finding_accuracy"]
         return figures
 
 

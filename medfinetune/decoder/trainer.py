@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -24,14 +24,14 @@ from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
 from medfinetune.decoder.preflight import count_run
 from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
-from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
+from medfinetune.decoder.rows import ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, identify_images, measure_lengths, most_images
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import StopOnNonFiniteLoss, saving_to, where_to_go_on
+from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory, saving_to
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -100,12 +100,14 @@ class MllamaSFTTrainer(SFTTrainer):
             **kwargs,
         )
         self._ids: list[str] = []
+        self._batch: dict[str, Tensor] = {}
         # TRL asks for reentrant checkpointing under PEFT and ZeRO-3, where the image's features would get no gradient.
         without_reentry = {**(args.activation_checkpointing_kwargs or {}), "use_reentrant": False}
         args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = without_reentry
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, most_images(train_dataset))))
-        self.add_callback(StopOnNonFiniteLoss())
+        self._stop = StopOnNonFiniteLoss()
+        self.add_callback(self._stop)
         self._set_up_vision_cache()
         self._check_predictions()
         self._scored: list[list[tuple[float, int]]] = []
@@ -126,6 +128,38 @@ class MllamaSFTTrainer(SFTTrainer):
         if args.vision_cache != "off" and args.process_index == 0:
             mllama, processor = mllama_inside(self.model), self.processing_class.image_processor
             print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in TRL.
+
+        Raises:
+            InputError: No chat has a word to learn, memory runs out, or a loss is not finite.
+        """
+        if isinstance(self.data_collator, MllamaCollator) and isinstance(self.train_dataset, datasets.Dataset):
+            self.data_collator.require_words(self.train_dataset)
+        # Around it all: `auto_find_batch_size` works inside, and the optimiser's states first appear in its step.
+        with naming_what_takes_memory(self._describe_step, self.args.output_dir):
+            return super().train(*args, **kwargs)
+
+    def _describe_step(self) -> str:
+        num_images = self._batch["aspect_ratio_ids"].shape[1] if "aspect_ratio_ids" in self._batch else 0
+        count = partial(count_run, config=self.model.config, num_images=num_images)
+        return (
+            f"step {self.state.global_step}: out of memory{self._name_longest()}. For the longest chats "
+            f"{what_would_fit(self.args, count)}"
+        )
+
+    def _describe_evaluation(self) -> str:
+        answers = "" if self._batch or not self.args.predict_with_generate else " or predict_max_new_tokens"
+        return (
+            f"evaluation at step {self.state.global_step}: out of memory{self._name_longest()}; lower "
+            f"per_device_eval_batch_size ({self.args.per_device_eval_batch_size}){answers}"
+        )
+
+    def _name_longest(self) -> str:
+        if not self._batch:
+            return ""
+        return f"; the longest row of the batch is {describe_longest(self._batch, self._ids)}"
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
         """As `SFTTrainer.prediction_step`; remembers what perplexity is made of, whatever the run's loss is."""
@@ -152,22 +186,32 @@ class MllamaSFTTrainer(SFTTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds `perplexity`, over all labelled tokens, and where asked for the scores of written answers."""
-        self._scored = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        # The processes take the batches in turn; rows that fill up the last ones are the set's first ones again.
-        steps = zip_longest(*gather_objects(self._scored), fillvalue=())
-        rows = [row for step in steps for batch in step for row in batch][: len(dataloader.dataset)]
-        num_tokens = sum(count for _, count in rows)
-        figures = {}
-        if num_tokens:
-            mean = sum(nll for nll, _ in rows) / num_tokens
-            figures["perplexity"] = math.exp(mean) if mean < 700 else math.inf
-        if self.args.predict_with_generate:
-            sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
-            with self.compute_loss_context_manager():
-                figures |= sample.score(sample.predict(self.model, self.processing_class))
+        with naming_what_takes_memory(self._describe_evaluation, self.args.output_dir):
+            self._scored, self._batch = [], {}
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            self._batch = {}
+            figures = self._perplexity(len(dataloader.dataset)) | self._score_answers(dataloader)
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
+
+    def _perplexity(self, num_rows: int) -> dict[str, float]:
+        # The processes take the batches in turn; rows that fill up the last ones are the set's first ones again.
+        steps = zip_longest(*gather_objects(self._scored), fillvalue=())
+        rows = [row for step in steps for batch in step for row in batch][:num_rows]
+        num_tokens = sum(count for _, count in rows)
+        if not num_tokens:
+            return {}
+        mean = sum(nll for nll, _ in rows) / num_tokens
+        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
+
+    def _score_answers(self, dataloader: DataLoader) -> dict[str, float]:
+        if not self.args.predict_with_generate:
+            return {}
+        sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
+        with self.compute_loss_context_manager():
+            return sample.score(sample.predict(self.model, self.processing_class))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -196,48 +240,38 @@ class MllamaSFTTrainer(SFTTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
         collator = self.data_collator
+        rows = ReadableRows(dataset, "" if kwargs.get("is_training") else ", and counts twice in the evaluation")
         # Samplers look at the dataset's columns, which only the dataset itself has.
         sampler = (lambda _: sampler_fn(dataset)) if sampler_fn is not None else None
         try:
             self.data_collator = NamedBatches(collator)
-            return super()._get_dataloader(ReadableRows(dataset), *args, sampler_fn=sampler, **kwargs)
+            return super()._get_dataloader(rows, *args, sampler_fn=sampler, **kwargs)
         finally:
             self.data_collator = collator
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = dict(super()._prepare_inputs(inputs))
         self._ids = inputs.pop("ids", [])
+        self._batch = {name: inputs[name] for name in ("attention_mask", "aspect_ratio_ids") if name in inputs}
         if self.args.world_size > 1:
             inputs = with_empty_image(inputs, self.model.config)
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in TRL.
-
-        Raises:
-            InputError: The first batch has no token to learn from, or memory runs out.
-        """
-        if not self.state.global_step and num_items_in_batch is not None and not int(num_items_in_batch):
-            raise InputError(
-                f"{self.args.data_dir}: the first batch has no token to learn from ({', '.join(inputs.get('ids', []))}"
-                "); are the assistant's turns empty?"
-            )
-        try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            num_images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 0
-            count = partial(count_run, config=self.model.config, num_images=num_images)
-            raise InputError(
-                f"step {self.state.global_step}: out of memory; the longest row of the batch is "
-                f"{describe_longest(inputs, self._ids)}. For the longest chats {what_would_fit(self.args, count)}. "
-                f"{where_to_go_on(self.args.output_dir)}"
-            ) from error
+        """As in TRL."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop.watch(loss, self._ids)
         if self.args.world_size == 1 and not self.is_deepspeed_enabled and "pixel_values" not in inputs:
             # As among several processes, which all run the same layers: AdamW passes over weights without a gradient.
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._stop.watch_gradients(norm, self.accelerator)
+        return norm
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """As the Trainer does; PEFT reads adapters as fp32, but those of quantised runs train in bf16."""

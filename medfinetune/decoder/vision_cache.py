@@ -25,6 +25,7 @@ from transformers.models.mllama.image_processing_pil_mllama import get_optimal_t
 from medfinetune.decoder.chat_tokens import images_of
 from medfinetune.decoder.collator import undecoded
 from medfinetune.decoder.cross_attention import mllama_inside
+from medfinetune.decoder.rows import ReadableRows
 from medfinetune.errors import InputError
 
 GIB = 2**30
@@ -270,9 +271,10 @@ def describe_size(mllama: Any, image_processor: Any, rows: datasets.Dataset, kin
     for number, batch in enumerate(undecoded(rows).iter(batch_size=1000)):
         for i, images in enumerate(batch.get("images") or [[image] for image in batch.get("image", [])]):
             names |= {image["path"] or (number, i, place) for place, image in enumerate(images or [])}
+    readable = ReadableRows(rows)
     tile_px, tiles = image_processor.size["height"], []
     for i in range(0, len(rows), max(1, len(rows) // 200)):
-        for image in images_of(rows[i]) or []:
+        for image in images_of(readable[i]) or []:
             canvas = get_optimal_tiled_canvas(image.height, image.width, image_processor.max_image_tiles, tile_px)
             tiles.append(min(canvas[0] * canvas[1] // tile_px**2 + 1, image_processor.max_image_tiles))
     a_tile = mllama.vision_model.num_patches * mllama.multi_modal_projector.out_features * mllama.dtype.itemsize

@@ -47,8 +47,9 @@ class PairCache(torch.utils.data.Dataset):
         """
         if len(pairs) == 0:
             raise InputError("no pairs to train on")
-        plain = pairs.select_columns([name for name in ("language", *COLUMNS) if name in pairs.column_names])
+        plain = pairs.select_columns([name for name in ("id", "language", *COLUMNS) if name in pairs.column_names])
         self.texts, self.languages = list(plain["text"]), list(plain["language"])
+        self._ids = list(plain["id"])
         self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
         self.group_ids = group_ids_of({name: list(plain[name]) for name in COLUMNS if name in plain.column_names})
         self._collator = SigLIPCollator(processor, max_length)
@@ -69,7 +70,8 @@ class PairCache(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         pixels = self._pixels[self._row_of[self.image_keys[i]]]
-        return {"pixels": pixels, "input_ids": self.input_ids[i], "group_ids": self.group_ids[i]}
+        row = {"pixels": pixels, "input_ids": self.input_ids[i], "group_ids": self.group_ids[i]}
+        return row | {"id": self._ids[i]}
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What `SigLIPCollator` gives: `pixel_values`, `input_ids` and `group_ids`."""

@@ -11,6 +11,7 @@ from accelerate import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from medfinetune.distributed import gather, rank, world_size
 from medfinetune.encoder.adapter import prepare_to_learn
@@ -22,10 +23,10 @@ from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
-from medfinetune.errors import InputError
+from medfinetune.encoder.temperature import initialise_temperature_and_bias, scale_and_bias
 from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import StopOnNonFiniteLoss, where_to_go_on
+from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory
 
 
 class SigLIPTrainer(Trainer):
@@ -70,7 +71,9 @@ class SigLIPTrainer(Trainer):
             compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
             **kwargs,
         )
-        self.add_callback(StopOnNonFiniteLoss())
+        self._ids: list[str] = []
+        self._stop = StopOnNonFiniteLoss()
+        self.add_callback(self._stop)
         self._follow_epoch = FollowEpoch()
         if hasattr(train_dataset, "set_epoch"):
             self._follow_epoch.followers.append(train_dataset)
@@ -89,26 +92,52 @@ class SigLIPTrainer(Trainer):
         inputs = dict(inputs)
         groups = inputs.pop("group_ids", None)
         outputs = model(**inputs)
-        log_scale, bias = _scale_and_bias(model)
+        log_scale, bias = scale_and_bias(model)
         loss = self._loss(groups, groups, 0)(outputs.image_embeds, outputs.text_embeds, log_scale.exp(), bias)
         return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers; raises `InputError` where memory runs out or a loss is not finite."""
+        # Around it all: `auto_find_batch_size` works inside, and the optimiser's states first appear in its step.
+        with naming_what_takes_memory(self._describe_step, self.args.output_dir):
+            return super().train(*args, **kwargs)
+
+    def _describe_step(self) -> str:
+        fits = what_would_fit(self.args, partial(count_run, config=self.model.config))
+        return f"step {self.state.global_step}: out of memory. For such batches {fits}"
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in transformers; raises `InputError` where memory runs out."""
+        what = f"evaluation at step {self.state.global_step}: out of memory; lower per_device_eval_batch_size"
+        what += f" ({self.args.per_device_eval_batch_size})"
+        with naming_what_takes_memory(lambda: what, self.args.output_dir):
+            return super().evaluation_loop(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Loss and gradients of the whole batch: all micro-batches, all processes.
+        """Loss and gradients of the whole batch: all micro-batches, all processes."""
+        loss = self._whole_step(model, inputs, num_items_in_batch)
+        self._stop.watch(loss, self._ids)
+        return loss
 
-        Raises:
-            InputError: Memory runs out.
-        """
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._stop.watch_gradients(norm, self.accelerator)
+        return norm
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        collator = self.data_collator
         try:
-            return self._whole_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            count = partial(count_run, config=self.model.config)
-            raise InputError(
-                f"step {self.state.global_step}: out of memory. For such batches {what_would_fit(self.args, count)}. "
-                f"{where_to_go_on(self.args.output_dir)}"
-            ) from error
+            self.data_collator = NamedBatches(collator)
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(super()._prepare_inputs(inputs))
+        self._ids = inputs.pop("ids", [])
+        return inputs
 
     def _whole_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
@@ -121,7 +150,7 @@ class SigLIPTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         groups = inputs.pop("group_ids", None)
         all_groups = None if groups is None else gather(groups)
-        log_scale, bias = _scale_and_bias(model)
+        log_scale, bias = scale_and_bias(model)
         share = 1 / self.current_gradient_accumulation_steps
         self._make_room_for_gradients(model)
 
@@ -250,35 +279,13 @@ class SigLIPTrainer(Trainer):
             with self.compute_loss_context_manager():
                 return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
 
-        scale, bias = _scale_and_bias(self.model)
+        scale, bias = scale_and_bias(self.model)
         return grader.figures(image_embeds, embed, scale.exp().item(), bias.item())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds temperature and bias to every line that has a training loss."""
         if "loss" in logs:
-            scale, bias = _scale_and_bias(self.model)
+            scale, bias = scale_and_bias(self.model)
             log_scale = scale.item()
             logs |= {"logit_scale": log_scale, "temperature": math.exp(log_scale), "logit_bias": bias.item()}
         super().log(logs, *args, **kwargs)
-
-
-def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int) -> None:
-    """Sets the two learnable scalars.
-
-    Args:
-        model: A `SiglipModel`.
-        init: `keep` leaves the checkpoint's own. `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
-            suits a start from scratch with batches of thousands; `prior` sets log 10 and `-ln(num_texts - 1)`, the
-            log odds that a text of the batch belongs to an image. Both undo what a pretrained checkpoint has learned.
-        num_texts: How many texts an image is compared with.
-    """
-    if init == "keep":
-        return
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10.0 if init == "paper" else -math.log(max(num_texts - 1, 1)))
-
-
-def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
-    model = getattr(model, "module", model)
-    return model.logit_scale.squeeze(), model.logit_bias.squeeze()

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from medfinetune.data.load import load_chats
 from medfinetune.decoder import predictions
+from medfinetune.decoder.collator import undecoded
 from medfinetune.decoder.generation import generate, perplexity
 from medfinetune.decoder.model import load_decoder
 from medfinetune.decoder.predictions import PredictionSample
@@ -18,6 +20,7 @@ from medfinetune.evaluation.text import bleu_by_language
 from tests.decoder.test_trainer import config
 
 KEYS = {"predict_with_generate": True, "predict_max_new_tokens": 6, "lexicon": "phantom", "eval_strategy": "steps"}
+ENDS = ["", ", and counts twice in the evaluation", ", and its own answer is not scored"]
 KEYS |= {"per_device_eval_batch_size": 3, "eval_steps": 1, "max_length": 128}
 
 
@@ -36,7 +39,7 @@ def loaded(tiny_mllama):
 def truths(sample):
     """Stands in for generation: the references of the chats that it is given."""
     by_id = dict(zip(sample.chats["id"], sample.references, strict=True))
-    return lambda model, processor, chats, **kwargs: [by_id[identity] for identity in chats["id"]]
+    return lambda model, processor, chats, **kwargs: [by_id[chat["id"]] for chat in chats]
 
 
 def test_scores_are_those_of_what_generation_writes(loaded, reports, tmp_path):
@@ -121,6 +124,28 @@ def test_no_scores_of_the_whole_vocabulary_are_held(loaded, reports, tmp_path, o
         assert len(seen["shape"]) == 2
     else:
         assert all(shape.numel() <= 3 for shape in gathered)
+
+
+def test_an_answer_to_an_image_that_is_gone_is_not_scored(loaded, reports, tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone.png"
+    gone.touch()
+    rows = [row | {"images": [str(gone)]} if i == 1 else row for i, row in enumerate(undecoded(reports[1]))]
+    chats = datasets.Dataset.from_list(rows, features=reports[1].features)
+    args = config(tmp_path, predict_samples=-1, vision_cache="memory", **(KEYS | {"lexicon": None}))
+    args.use_peft = True
+    trainer = MllamaSFTTrainer(loaded[0], args, chats, chats, loaded[1])  # the cache's size is told from its images
+    measured = trainer.evaluate()
+    said = [line for line in capsys.readouterr().err.splitlines() if "no longer opens" in line]
+    both = f"chat {rows[1]['id']}: its image no longer opens .*; chat {rows[2]['id']} stands in for it"
+    assert [bool(re.match(f"{both}{end}$", line)) for line, end in zip(said, ENDS, strict=True)] == [True] * 3
+    sample = PredictionSample(chats, args)
+    texts = sample.predict(*loaded)
+    assert [text is None for text in texts] == [i == 1 for i in range(len(rows))]
+    kept = [i for i in range(len(rows)) if i != 1]
+    expected = bleu_by_language(
+        [texts[i] for i in kept], [sample.references[i] for i in kept], [sample.languages[i] for i in kept]
+    )
+    assert measured["eval_bleu_en"] == pytest.approx(expected["en"]["score"])
 
 
 def test_training_goes_on_as_without_answers(loaded, reports, tmp_path, tiny_mllama):

@@ -1,13 +1,16 @@
 import shutil
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.model import load_decoder
-from medfinetune.decoder.rows import NamedBatches, ReadableRows, describe_longest, with_empty_image
+from medfinetune.decoder.rows import ReadableRows, describe_longest, with_empty_image
 from medfinetune.errors import InputError
+from medfinetune.training import NamedBatches
 
 
 @pytest.fixture
@@ -24,6 +27,7 @@ def images_of(rows, *numbers):
 def test_a_row_whose_image_is_gone_gives_way_to_the_next(rows, capsys):
     readable = ReadableRows(rows)
     before = readable[4]
+    capsys.readouterr()
     assert before["id"] == rows[4]["id"]
     with open(images_of(rows, 4)[0], "wb") as file:
         file.write(b"no image any more")
@@ -31,10 +35,42 @@ def test_a_row_whose_image_is_gone_gives_way_to_the_next(rows, capsys):
     following = next(i for i in range(4, 12) if i not in lost)
     again = [readable[4], readable[4]]
     assert [row["id"] for row in again] == [rows[following]["id"]] * 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == following - 4  # once a row, not once an access
-    assert said[0].startswith(f"chat {before['id']}: its image no longer opens")
+    [said] = capsys.readouterr().err.splitlines()  # once a row, not once an access
+    assert said.startswith(f"chat {before['id']}: its image no longer opens")
+    assert said.endswith(f"; chat {rows[following]['id']} stands in for it")
     assert readable[3]["id"] == rows[3]["id"]
+
+
+def asking(path, number):
+    return {"id": f"{path.stem}-{number}", "images": [str(path)]}
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """20 about each image, one after the other, as in SLAKE."""
+    paths = [tmp_path / f"{i}.png" for i in range(10)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    features = datasets.Features({"id": datasets.Value("string"), "images": datasets.List(datasets.Image())})
+    return paths, datasets.Dataset.from_list([asking(p, i) for p in paths for i in range(20)], features=features)
+
+
+def test_one_lost_image_does_not_end_a_run_whatever_is_asked_about_it(questions):
+    paths, rows = questions
+    for path in paths[2:9]:
+        path.unlink()
+        assert [ReadableRows(rows)[i]["id"] for i in (40, 59)] == [f"{paths.index(path) + 1}-0"] * 2
+    paths[9].unlink()
+    with pytest.raises(InputError, match=r"chat 2-0: .*, nor do 7 others after it; is the data folder still there"):
+        ReadableRows(rows)[40]
+
+
+def test_what_else_goes_wrong_with_a_row_is_no_lost_image(questions):
+    def refuse(row):
+        raise ValueError("a transform of the user's")
+
+    with pytest.raises(ValueError, match="a transform"):
+        ReadableRows(questions[1].with_transform(refuse))[0]
 
 
 def test_a_folder_that_is_gone_ends_the_run(rows, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from transformers import MllamaForConditionalGeneration, TrainerCallback
 
 from medfinetune.data.load import load_chats
-from medfinetune.decoder.collator import IGNORED, MllamaCollator
+from medfinetune.decoder.chat_tokens import IGNORED
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.generation import perplexity
@@ -149,36 +149,6 @@ def test_a_pattern_that_matches_nothing(loaded, tmp_path):
         MllamaSFTTrainer(model, config(tmp_path, use_peft=True, lora_target_modules="nothing"), train, None, processor)
 
 
-def test_out_of_memory_names_the_longest_row(loaded, tmp_path, monkeypatch):
-    """The failure itself is mocked: there is no small memory to fill here."""
-    model, processor, train, _ = loaded
-    args = config(
-        tmp_path, per_device_train_batch_size=2, max_steps=4, save_steps=2, train_sampling_strategy="sequential"
-    )
-    trainer = MllamaSFTTrainer(model, args, train, None, processor)
-    compute = trainer.compute_loss
-
-    def compute_loss(*args, **kwargs):
-        if trainer.state.global_step == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return compute(*args, **kwargs)
-
-    monkeypatch.setattr(trainer, "compute_loss", compute_loss)
-    lengths = {row["id"]: len(trainer.data_collator.encode(row).input_ids) for row in train.select((6, 7))}
-    longest = max(lengths, key=lengths.get)
-    with pytest.raises(InputError) as raised:
-        trainer.train()
-    said = str(raised.value)
-    assert said.startswith(
-        f"step 3: out of memory; the longest row of the batch is chat {longest} ({lengths[longest]} "
-    )
-    assert "1 images" in said
-    assert "fit, the least costly first: (1) per_device_train_batch_size: 1, gradient_accumulation_steps: 2 (" in said
-    assert said.endswith(f"{args.output_dir}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint true")
-    assert "\n" not in said
-    load_decoder(f"{args.output_dir}/checkpoint-2")
-
-
 class DeleteAnImage(TrainerCallback):
     """After the first epoch."""
 
@@ -203,18 +173,23 @@ def test_an_image_that_is_gone_in_the_second_epoch(tiny_mllama, phantom_dir, tmp
     assert len(said) <= 2  # this row's, and that of a second row with the same image
 
 
-def test_nothing_to_learn_from_ends_before_the_first_step(loaded, tmp_path):
-    model, processor, train, _ = loaded
-    collator = MllamaCollator(processor, 256)
-
-    def without_labels(rows):
-        batch = collator(rows)
-        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
-
-    trainer = MllamaSFTTrainer(model, config(tmp_path), train, None, processor, without_labels)
-    with pytest.raises(InputError, match=r"unused: the first batch has no token to learn from \(.*are the assistant's"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+@pytest.mark.parametrize("spoken", [0, 1])
+def test_nothing_to_learn_from_ends_before_the_first_step(loaded, tmp_path, spoken):
+    """The end of an empty answer is a label too, but no word; one chat that says something is enough."""
+    model, processor, _, _ = loaded
+    said = ["Nothing."] * spoken + [""] * (8 - spoken)
+    turns = [[{"role": "user", "content": "What?"}, {"role": "assistant", "content": text}] for text in said]
+    rows = datasets.Dataset.from_list([{"id": f"c{i}", "messages": turn} for i, turn in enumerate(turns)])
+    trainer = MllamaSFTTrainer(model, config(tmp_path), rows, None, processor)
+    if not spoken:
+        with pytest.raises(InputError, match="none of the 8 training chats has a word to learn; are the assistant's"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        return
+    trainer.train()
+    assert trainer.state.global_step == 2
+    warning = trainer.data_collator.describe_cuts(rows).splitlines()[1]
+    assert warning == "warning: 7 of them have an empty answer, and only its end to learn: c1, c2, c3, c4, c5 ..."
 
 
 def test_lora_lands_in_the_text_layers_and_is_read_back(loaded, tmp_path):

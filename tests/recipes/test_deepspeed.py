@@ -25,14 +25,23 @@ from tests.recipes.test_training import LAUNCH, ROOT, options
 pytestmark = pytest.mark.slow
 NUM_STEPS = 6
 LORA = {"use_peft": True, "lora_dropout": 0.0, "lora_r": 4}
+# Of the 4 validation chats the first process gets those without an image.
+ANSWERS = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 2, "predict_with_generate": True}
+ANSWERS |= {"predict_max_new_tokens": 12}
 WAYS = {
     "zero2": {"deepspeed": "ds_configs/zero2.json"},
-    "zero3": {"deepspeed": "ds_configs/zero3.json"},
+    "zero3": {"deepspeed": "ds_configs/zero3.json", **ANSWERS},
     # Without dropout, whose random numbers are each process's own.
     "lora_zero3": {"deepspeed": "ds_configs/zero3.json", "merge_adapter": True, **LORA},
     "tower_zero3": {"deepspeed": "ds_configs/zero3.json", "freeze_vision": False},
     "offload": {"deepspeed": "ds_configs/zero3_offload.json"},
 }
+
+
+def take_image_away(row):
+    row["images"] = []
+    user = next(message for message in row["messages"] if message["role"] == "user")
+    user["content"] = [part for part in user["content"] if part["type"] == "text"]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +52,22 @@ def recipe(tiny_mllama, phantom_dir, tmp_path_factory):
     (folder / "data" / "images").symlink_to(phantom_dir / "data" / "images")
     Image.effect_noise((96, 48), 80).save(folder / "data" / "wide.png")
     lines = (phantom_dir / "data" / "chat_instructions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["split"] == "train" and row["task"] == "report"][:24]
+    written = list(map(json.loads, lines))
+    rows = [row for row in written if row["split"] == "train" and row["task"] == "report"][:24]
     for i, row in enumerate(rows):
         if i % 8 == 2:  # one of two in the second process of every other step
             row["images"] = ["wide.png"]
         if i % 8 in (4, 5):  # the first process of the others
-            row["images"] = []
-            user = next(message for message in row["messages"] if message["role"] == "user")
-            user["content"] = [part for part in user["content"] if part["type"] == "text"]
+            take_image_away(row)
+    validation = [row for row in written if row["split"] == "validation" and row["task"] == "report"][:4]
+    for row in validation[:2]:
+        take_image_away(row)
+    rows += validation
     table = pq.read_table(phantom_dir / "data" / "all_med_pairs.parquet")
     kept = pc.is_in(table["id"], pa.array([row["id"] for row in rows]))
     pq.write_table(table.filter(kept), folder / "data" / "all_med_pairs.parquet")
-    written = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "data" / "chat_instructions.jsonl").write_text(written, encoding="utf-8")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "data" / "chat_instructions.jsonl").write_text(text, encoding="utf-8")
     values = {
         "model_name_or_path": str(tiny_mllama),
         "dtype": "float32",
@@ -86,7 +98,7 @@ def recipe(tiny_mllama, phantom_dir, tmp_path_factory):
 def alone(recipe):
     """What one process gives, by stock's own vision tower: all weights, adapters, or the tower too."""
     folders = {}
-    for name, changes in (("full", {}), ("lora", LORA), ("tower", {"freeze_vision": False})):
+    for name, changes in (("full", ANSWERS), ("lora", LORA), ("tower", {"freeze_vision": False})):
         folders[name] = recipe.parent / f"alone_{name}"
         changes = changes | {"use_cpu": True, "fast_vision": False, "per_device_train_batch_size": 4}
         run([*LAUNCH, "--num_processes", "1"], recipe, folders[name], changes)
@@ -155,6 +167,18 @@ def test_two_processes_learn_what_one_learns(trained, alone, way):
     assert distance(weights(folder), weights(expected)) <= 1e-4
 
 
+def test_two_processes_answer_what_one_answers(trained, alone):
+    """Under ZeRO-3 the process without an image must go through the tower too."""
+    found = []
+    for folder in (trained("zero3"), alone["full"]):
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        found.append([line for line in history if "eval_bleu_en" in line])
+    assert [line["step"] for line in found[0]] == [3, 6]
+    for ours, theirs in zip(*found, strict=True):
+        for name in ("eval_loss", "eval_perplexity", "eval_bleu_en"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
 LOADS = """
 import sys
 from transformers import MllamaForConditionalGeneration
@@ -185,7 +209,7 @@ def test_a_fresh_process_loads_what_was_saved(trained, alone, tiny_mllama):
     assert (trained("lora_zero3") / "processor_config.json").is_file()
 
 
-@pytest.mark.parametrize("way", ["zero2", "zero3", "lora_zero3"])
+@pytest.mark.parametrize("way", ["zero2", "zero3", "lora_zero3", "offload"])
 def test_a_killed_run_resumes_to_the_same_weights(recipe, trained, way):
     whole, killed = trained(way), recipe.parent / f"{way}_killed"
     launched = subprocess.Popen(
@@ -213,3 +237,4 @@ def test_the_data_are_what_this_file_says(recipe):
     rows = load_chats(recipe.parent / "data", "train")
     assert [len(rows[i]["images"]) for i in range(8)] == [1, 1, 1, 1, 0, 0, 1, 1]
     assert rows[2]["images"][0].size == (96, 48)
+    assert [len(row["images"]) for row in load_chats(recipe.parent / "data", "validation")] == [0, 0, 1, 1]

@@ -1,6 +1,8 @@
 """What fails a run from outside: it ends with one line, and what was saved before can be gone on from."""
 
+import os
 import resource
+import subprocess
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 
 from medfinetune.decoder.model import load_decoder
 from tests.recipes import test_training
-from tests.recipes.test_training import options, run_here
+from tests.recipes.test_training import LAUNCH, ROOT, options, run_here
 
 configs = test_training.configs
 
@@ -46,3 +48,42 @@ def test_a_full_disk_leaves_the_last_checkpoint(configs, tmp_path, monkeypatch, 
     assert run_here(monkeypatch, "decoder", *words, "--max_steps", 4, "--output_dir", tmp_path / "whole") == 0
     for name, weight in load_file(tmp_path / "whole" / "model.safetensors").items():
         torch.testing.assert_close(load_file(run / "model.safetensors")[name], weight, rtol=1e-6, atol=1e-7)
+
+
+def in_two_processes(fault, kind, *words):
+    """The run's output, of which one process alone meets the fault."""
+    worker = [str(ROOT / "tests" / "recipes" / "faults_worker.py"), fault, kind]
+    command = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", *worker]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=300, env=env)
+    assert done.returncode != 0
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_loss_that_one_process_has_ends_both(configs, tmp_path, kind):
+    words = ["--config", configs[kind], *options({"save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"})]
+    said = in_two_processes("nan", kind, *words, "--max_steps", 4)
+    [error] = [line for line in said.splitlines() if "error: step" in line]
+    assert "step 3: the loss is nan (rows " in error
+    assert error.endswith("checkpoint-2 is whole; go on from it with --resume_from_checkpoint true")
+    run = tmp_path / kind
+    assert not (run / "checkpoint-3").exists()
+    assert all(weight.isfinite().all() for weight in load_file(run / "checkpoint-2" / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_says_so(configs):
+    said = in_two_processes(
+        "memory", "decoder", "--config", configs["decoder"], "--max_steps", 4, "--save_strategy", "no"
+    )
+    [error] = [line for line in said.splitlines() if "error: " in line and "step" in line]
+    assert error.startswith("[rank 1] error: step 2: out of memory; the longest row of the batch is chat ")
+
+
+@pytest.mark.slow
+def test_processes_that_fail_alike_say_it_once(configs):
+    said = in_two_processes("memory", "decoder", "--config", configs["decoder"], "--data_dir", "nowhere")
+    [error] = [line for line in said.splitlines() if "nowhere" in line]
+    assert error.startswith("error: nowhere: no such folder")
