@@ -82,6 +82,7 @@ class AugmentedPairs(torch.utils.data.Dataset):
         """
         self._cache, self._args, self._mirrored, self._can_mirror = cache, args, mirrored, can_mirror
         self.texts, self.languages, self.image_keys = cache.texts, cache.languages, cache.image_keys
+        self.input_ids = cache.input_ids
         self.collate = cache.collate
         # Shared, so that workers that live longer than an epoch see it too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -51,9 +51,10 @@ class PairCache(torch.utils.data.Dataset):
         self.texts, self.languages = list(plain["text"]), list(plain["language"])
         self._ids = list(plain["id"])
         self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
-        self.group_ids = group_ids_of({name: list(plain[name]) for name in COLUMNS if name in plain.column_names})
         self._collator = SigLIPCollator(processor, max_length)
         self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
+        columns = {name: list(plain[name]) for name in COLUMNS if name in plain.column_names}
+        self.group_ids = group_ids_of(columns, self.input_ids)
         keys = sorted(set(self.image_keys))
         self._row_of = {key: row for row, key in enumerate(keys)}
         size = processor.image_processor.size

@@ -38,11 +38,11 @@ class SigLIPCollator:
 
         Returns:
             `pixel_values` of shape `(B, 3, H, W)` in [-1, 1], `input_ids` of shape `(B, max_length)`, and `group_ids`
-            of shape `(B, 4)`, see `group_ids_of`.
+            of shape `(B, 5)`, see `group_ids_of`.
         """
-        groups = group_ids_of({name: [row.get(name) for row in rows] for name in COLUMNS})
         inputs = self.images([row["images"][0] for row in rows]) | self.texts([row["text"] for row in rows])
-        return inputs | {"group_ids": groups}
+        columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
+        return inputs | {"group_ids": group_ids_of(columns, inputs["input_ids"])}
 
     def images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """`pixel_values` of shape `(B, 3, H, W)`."""

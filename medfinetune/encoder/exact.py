@@ -32,8 +32,8 @@ def whole_batch_loss(
     """The loss of the own images against all processes' texts; targets and weights are made as their rows come up.
 
     Args:
-        groups: `(B, 4)`, see `group_ids_of`; where there are none, only the pairs themselves are positive.
-        all_groups: `(N, 4)`, those of all processes.
+        groups: `(B, 5)`, see `group_ids_of`; where there are none, only the pairs themselves are positive.
+        all_groups: `(N, 5)`, those of all processes.
         first_text: Where the own texts begin among all.
         duplicates: See `labels_from_groups`.
         loss_type: `sigmoid_loss` or `softmax_normalized_loss`.

@@ -13,20 +13,24 @@ from medfinetune.encoder.text import normalize_text
 Duplicates = Literal["positive", "ignore", "negative"]
 COLUMNS = ("pixel_sha256", "text", "label", "patient_id", "source", "task")
 """What `group_ids_of` reads of a row; only `text` must be there."""
-_IMAGE, _TEXT, _LABEL, _PATIENT = range(4)
+_IMAGE, _TEXT, _LABEL, _PATIENT, _TOKENS = range(5)
+NUM_GROUPS = 5
 
 
-def group_ids_of(columns: dict[str, Sequence]) -> Tensor:
-    """Numbers that are equal where rows share an image, a text, a label or a patient.
+def group_ids_of(columns: dict[str, Sequence], input_ids: Tensor | None = None) -> Tensor:
+    """Numbers that are equal where rows share an image, a text, a label, a patient or what the model reads.
 
-    Texts are the same where SigLIP's tokenizer sees the same. Labels and patients count within their source. A
-    question's label is its answer, which says nothing without the question, so that only its text counts.
+    Texts are the same where they differ in case and sentence marks only; and what the model reads of them is the same
+    where their tokens are, also if they go on differently after the last of them. Labels and patients count within
+    their source. A question's label is its answer, which says nothing without the question, so that only its text
+    counts.
 
     Args:
         columns: Of `COLUMNS`, those that there are; `text` must be.
+        input_ids: `(N, max_length)`, the texts as the model gets them, cut off and padded.
 
     Returns:
-        `(N, 4)`, int64: image, text, label, patient; 0 where unknown. The same in every process and every run.
+        `(N, 5)`, int64: image, text, label, patient, tokens; 0 where unknown. The same in every process and every run.
     """
     num_rows = len(columns["text"])
     images, labels, patients, sources, tasks = (
@@ -41,9 +45,10 @@ def group_ids_of(columns: dict[str, Sequence]) -> Tensor:
                 _number(siglip_canonical(normalize_text(columns["text"][i]))),
                 _number(label, sources[i]),
                 _number(patients[i], sources[i]),
+                0 if input_ids is None else _number(str(input_ids[i].tolist())),
             )
         )
-    return torch.tensor(rows, dtype=torch.int64).reshape(num_rows, 4)
+    return torch.tensor(rows, dtype=torch.int64).reshape(num_rows, NUM_GROUPS)
 
 
 def labels_from_groups(
@@ -51,13 +56,12 @@ def labels_from_groups(
 ) -> tuple[Tensor, Tensor]:
     """What `sigmoid_loss` takes as `targets` and `weights`.
 
-    A text is true of an image if it is its own, or its pair has the same text, the same label or the same image. A
-    text of the same patient with another finding is neither right nor surely wrong, and is ignored. All others are
-    negative.
+    A text is true of an image if it is its own, or its pair has the same text or tokens, label or image. A text of the
+    same patient with another finding is neither right nor surely wrong, and is ignored. All others are negative.
 
     Args:
-        image_groups: `(B, 4)`, from `group_ids_of`: those of this process's pairs.
-        text_groups: `(N, 4)`: those of all processes' pairs.
+        image_groups: `(B, 5)`, from `group_ids_of`: those of this process's pairs.
+        text_groups: `(N, 5)`: those of all processes' pairs.
         first_text: Where this process's own pairs begin among the texts.
         duplicates: `positive` as above; `ignore` leaves out what is true besides the own text; `negative` takes all
             but the own text as wrong, as the paper's loss does.
@@ -70,7 +74,7 @@ def labels_from_groups(
     if duplicates == "negative":
         return own.float(), torch.ones_like(own, dtype=torch.float32)
     true = own.clone()
-    for column in (_IMAGE, _TEXT, _LABEL):
+    for column in (_IMAGE, _TEXT, _LABEL, _TOKENS):
         true |= _same(image_groups[:, column], text_groups[:, column])
     ignored = _same(image_groups[:, _PATIENT], text_groups[:, _PATIENT]) & ~true
     if duplicates == "ignore":

@@ -16,6 +16,7 @@ from medfinetune.data.load import load_pairs
 from medfinetune.encoder.adapter import prepare_to_learn
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import exact_backward, whole_batch_loss
+from medfinetune.encoder.labels import NUM_GROUPS
 from medfinetune.errors import InputError, require_model_type
 from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.memory import Weights, Zero, count_weights
@@ -140,7 +141,7 @@ def _step(
 ) -> Callable[[], None]:
     """As `SigLIPTrainer.training_step`: in one piece, or exactly in micro-batches."""
     side = config.vision_config.image_size
-    groups = torch.zeros(batch, 4, dtype=torch.long)
+    groups = torch.zeros(batch, NUM_GROUPS, dtype=torch.long)
     loss = whole_batch_loss(groups, groups, 0, args.duplicates, args.loss_type)
 
     def embed(piece: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """An order of the pairs in which no batch holds one text, or one image, twice."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ class UniqueCaptionSampler(torch.utils.data.Sampler[int]):
     the same order and a resumed run goes on in it.
     """
 
-    def __init__(self, texts: Sequence[str], image_keys: Sequence[str], batch_size: int, seed: int = 0):
+    def __init__(
+        self,
+        texts: Sequence[str],
+        image_keys: Sequence[str],
+        batch_size: int,
+        seed: int = 0,
+        input_ids: torch.Tensor | None = None,
+    ):
         """
         Args:
             texts: Of each pair; those that the encoder cannot tell apart count as one.
@@ -30,9 +37,13 @@ class UniqueCaptionSampler(torch.utils.data.Sampler[int]):
             batch_size: Pairs of a step's batch, of all processes together: process `p` of `n` takes every n-th run of
                 `batch_size / n`.
             seed: Of the run.
+            input_ids: `(N, max_length)`, the texts as the model gets them: those that are equal up to where they are
+                cut off count as one too.
         """
-        canonical = [siglip_canonical(normalize_text(text)) for text in texts]
-        self._texts, self._images = _numbered(canonical), _numbered(image_keys)
+        self._texts = _numbered([siglip_canonical(normalize_text(text)) for text in texts])
+        if input_ids is not None:
+            self._texts = _joined(self._texts, _numbered([tuple(ids) for ids in input_ids.tolist()]))
+        self._images = _numbered(image_keys)
         self._batch_size, self._seed, self._epoch = batch_size, seed, 0
 
     def __len__(self) -> int:
@@ -138,6 +149,21 @@ def pair_keys(dataset: Any) -> tuple[list[str], list[str]]:
     return list(columns["text"]), [hashes[0] for hashes in columns["pixel_sha256"]]
 
 
-def _numbered(keys: Sequence[str]) -> np.ndarray:
+def _numbered(keys: Sequence[Hashable]) -> np.ndarray:
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def _joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Numbers that are equal where either is, also by way of a third."""
+    parent = list(range(one.max(initial=-1) + 1))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    first: dict[int, int] = {}
+    for mine, its in zip(one.tolist(), other.tolist(), strict=True):
+        parent[root(mine)] = root(first.setdefault(its, mine))
+    return _numbered([root(number) for number in one.tolist()])

@@ -226,7 +226,13 @@ class SigLIPTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         batch_size = self.args.train_batch_size * self.args.world_size
-        sampler = UniqueCaptionSampler(*pair_keys(train_dataset or self.train_dataset), batch_size, seed)
+        dataset = train_dataset or self.train_dataset
+        texts, image_keys = pair_keys(dataset)
+        input_ids = getattr(dataset, "input_ids", None)
+        if input_ids is None and self.processing_class is not None:
+            collator = SigLIPCollator(self.processing_class, self.args.max_text_length)
+            input_ids = collator.texts(texts)["input_ids"]
+        sampler = UniqueCaptionSampler(texts, image_keys, batch_size, seed, input_ids)
         self._follow_epoch.followers.append(sampler)
         if self.is_world_process_zero():
             repeats = sampler.num_repeats(sampler.order(0))

@@ -45,7 +45,7 @@ def transformers_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, 
 def as_trained(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Ours with `duplicates: positive`: one in four pairs shares an image, most a text, a label or a patient."""
     num_pairs = len(image_embeds)
-    kinds = (2 * num_pairs, num_pairs // 4, 16, num_pairs // 2)
+    kinds = (2 * num_pairs, num_pairs // 4, 16, num_pairs // 2, num_pairs // 4)
     groups = torch.stack([torch.randint(1, number, (num_pairs,)) for number in kinds], dim=1)
     return whole_batch_loss(groups, groups)(image_embeds, text_embeds, scale, bias)
 

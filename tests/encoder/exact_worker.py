@@ -27,7 +27,7 @@ class RandomPairs(torch.utils.data.Dataset):
         self.pixel_values = torch.rand(NUM_ROWS, 3, side_px, side_px, generator=random) * 2 - 1
         self.input_ids = torch.randint(5, vocabulary, (NUM_ROWS, 16), generator=random)
         self.group_ids = torch.stack(
-            [torch.randint(1, n, (NUM_ROWS,), generator=random) for n in (60, 40, 30, 20)], dim=1
+            [torch.randint(1, n, (NUM_ROWS,), generator=random) for n in (60, 40, 30, 20, 70)], dim=1
         )
 
     def __len__(self) -> int:

@@ -165,6 +165,7 @@ def test_groups_of_a_mirrored_pair(pairs, make_cache, tmp_path):
 
     class WithGroups:
         texts, languages, image_keys, collate = caches[0].texts, caches[0].languages, caches[0].image_keys, None
+        input_ids = caches[0].input_ids
 
         def __init__(self, cache, text_group):
             self.cache, self.text_group = cache, text_group

@@ -142,7 +142,7 @@ class Largest(TorchDispatchMode):
 
 def groups_of(num_pairs):
     """Texts, labels, images and patients that some pairs share."""
-    return torch.stack([torch.randint(int(n == 1), num_pairs // 2 + n, (num_pairs,)) for n in (1, 2, 3, 4)], dim=1)
+    return torch.stack([torch.randint(int(n == 1), num_pairs // 2 + n, (num_pairs,)) for n in (1, 2, 3, 4, 5)], dim=1)
 
 
 @pytest.mark.parametrize("kind", ["alone", "positive", "ignore", "negative", "unknown"])

@@ -6,6 +6,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from transformers import TrainerState
 
+from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
 from medfinetune.encoder.trainer import SigLIPTrainer
@@ -59,6 +60,30 @@ def test_texts_that_the_encoder_confuses_are_one():
     sampler = UniqueCaptionSampler(["No fracture.", "no fracture", "a", "b"], list("wxyz"), 2)
     for epoch in range(8):
         assert {0, 1} not in [set(batch) for batch in batches_of(sampler.order(epoch), 2)]
+
+
+def test_texts_that_differ_behind_the_last_token_are_one():
+    """Also by way of a third: the first two have their tokens in common, the second and the third their words."""
+    texts = ["a long text", "a long text that goes on", "A long text that goes on!", *"bcdef"]
+    ids = torch.tensor([[1, 2], [1, 2], [9, 9], [3, 0], [4, 0], [5, 0], [6, 0], [7, 0]])
+    images = [str(n) for n in range(8)]
+    for epoch in range(8):
+        apart = UniqueCaptionSampler(texts[:2] + texts[3:5], images[:4], 2, input_ids=ids[[0, 1, 3, 4]])
+        assert {0, 1} not in [set(batch) for batch in batches_of(apart.order(epoch), 2)]
+        sampler = UniqueCaptionSampler(texts, images, 2, input_ids=ids)
+        assert all(len({0, 1, 2} & set(batch)) <= 1 for batch in batches_of(sampler.order(epoch), 2))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_trainer_gives_the_sampler_what_the_model_reads(loaded, tmp_path, cached):
+    model, processor, train, _ = loaded
+    start = "no fracture of the left knee " * 20
+    texts = [f"{start}, image {i}" for i in range(4)] + list(train["text"])[4:]
+    pairs = train.remove_columns("text").add_column("text", texts)
+    dataset = PairCache(pairs, processor, tmp_path / "cache") if cached else pairs
+    args = config(tmp_path, unique_captions=True, eval_strategy="no")
+    sampler = SigLIPTrainer(model, args, dataset, None, processor)._get_train_sampler()
+    assert all(len({0, 1, 2, 3} & set(batch)) == 1 for batch in batches_of(sampler.order(0), 8))
 
 
 def test_the_seed_and_the_epoch_decide():

@@ -167,7 +167,7 @@ def test_pairs_that_say_the_same_are_known(loaded, tmp_path):
         inputs = trainer.data_collator(rows)
         losses[duplicates] = trainer.compute_loss(model, inputs).item()
         # A collator that knows no groups: only a row's own text is right.
-        assert inputs.pop("group_ids").shape == (4, 4)
+        assert inputs.pop("group_ids").shape == (4, 5)
         losses[f"{duplicates}, nothing known"] = trainer.compute_loss(model, inputs).item()
     logits = model(**inputs).logits_per_image.detach()
     same = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
