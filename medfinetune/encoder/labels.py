@@ -1,4 +1,4 @@
-"""Which texts of a batch are true of which images: more than the pairs themselves."""
+"""Which texts are true of which images: more than the pairs themselves, in training as in search."""
 
 import hashlib
 from collections.abc import Sequence
@@ -46,14 +46,34 @@ def group_ids_of(columns: dict[str, Sequence]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(num_rows, 4)
 
 
+def right_answers(image_groups: Tensor, text_groups: Tensor, first_text: int = 0, by_label: bool = True) -> Tensor:
+    """Which texts are right for which images: a pair's own, and those of pairs with its image, text or label.
+
+    The one rule for the positives of training and for what search may find.
+
+    Args:
+        image_groups: `(B, 4)`, from `group_ids_of`.
+        text_groups: `(N, 4)`.
+        first_text: Where the images' own pairs begin among the texts.
+        by_label: Whether an equal label counts.
+
+    Returns:
+        `(B, N)`, bool.
+    """
+    right = torch.zeros(len(image_groups), len(text_groups), dtype=torch.bool, device=image_groups.device)
+    right.diagonal(first_text).fill_(True)
+    for column in (_IMAGE, _TEXT, _LABEL) if by_label else (_IMAGE, _TEXT):
+        right |= _same(image_groups, text_groups, column)
+    return right
+
+
 def labels_from_groups(
     image_groups: Tensor, text_groups: Tensor, first_text: int = 0, duplicates: Duplicates = "positive"
 ) -> tuple[Tensor, Tensor]:
     """What `sigmoid_loss` takes as `targets` and `weights`.
 
-    A text is true of an image if it is its own, or its pair has the same text, the same label or the same image. A
-    text of the same patient with another finding is neither right nor surely wrong, and is ignored. All others are
-    negative.
+    A text is true of an image as `right_answers` says. One of the same patient with another finding is neither right
+    nor surely wrong, and is ignored. All others are negative.
 
     Args:
         image_groups: `(B, 4)`, from `group_ids_of`: those of this process's pairs.
@@ -65,17 +85,20 @@ def labels_from_groups(
     Returns:
         `targets` and `weights`, `(B, N)`, float32, 0 or 1.
     """
-    same = (image_groups[:, None, :] == text_groups[None, :, :]) & (image_groups[:, None, :] != 0)
-    own = torch.zeros(same.shape[:2], dtype=torch.bool, device=same.device)
+    own = torch.zeros(len(image_groups), len(text_groups), dtype=torch.bool, device=image_groups.device)
     own.diagonal(first_text).fill_(True)
     if duplicates == "negative":
         return own.float(), torch.ones_like(own, dtype=torch.float32)
-    true = same[..., _IMAGE] | same[..., _TEXT] | same[..., _LABEL] | own
-    ignored = same[..., _PATIENT] & ~true
+    true = right_answers(image_groups, text_groups, first_text)
+    ignored = _same(image_groups, text_groups, _PATIENT) & ~true
     if duplicates == "ignore":
         ignored |= true & ~own
         true = own
     return true.float(), (~ignored).float()
+
+
+def _same(one: Tensor, other: Tensor, column: int) -> Tensor:
+    return (one[:, None, column] == other[None, :, column]) & (one[:, None, column] != 0)
 
 
 def _number(value: str | None, within: str | None = "") -> int:
