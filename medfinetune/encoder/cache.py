@@ -22,7 +22,7 @@ class PairCache(torch.utils.data.Dataset):
 
     The pixels are those that the image processor makes before it rescales and normalises, so what the collator
     turns them into is identical. The file holds every distinct image once, named by its content; it is made again
-    when the images or the size change.
+    when the images or the size change. `columns` holds what is known of the rows besides: texts, labels, patients.
     """
 
     def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
@@ -38,10 +38,12 @@ class PairCache(torch.utils.data.Dataset):
         """
         if len(pairs) == 0:
             raise InputError("no pairs to train on")
-        plain = pairs.select_columns([name for name in ("language", *COLUMNS) if name in pairs.column_names])
-        self.texts, self.languages = list(plain["text"]), list(plain["language"])
-        self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
-        self.group_ids = group_ids_of({name: list(plain[name]) for name in COLUMNS if name in plain.column_names})
+        names = [name for name in ("id", "language", "metadata", *COLUMNS) if name in pairs.column_names]
+        plain = pairs.select_columns(names)
+        self.columns = {name: list(plain[name]) for name in names}
+        self.texts, self.languages = self.columns["text"], self.columns["language"]
+        self.image_keys = [hashes[0] for hashes in self.columns["pixel_sha256"]]
+        self.group_ids = group_ids_of({name: self.columns[name] for name in COLUMNS if name in names})
         self._collator = SigLIPCollator(processor, max_length)
         self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
         size = processor.image_processor.size
