@@ -17,6 +17,7 @@ from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.encoder.wise_ft import sweep_wise_ft
+from medfinetune.evaluation.while_training import read_known_tasks
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -26,6 +27,7 @@ DEMO = Path(__file__).parent / "encoder" / "demo.yaml"
 def main() -> None:
     args = parse(SigLIPConfig, __doc__.splitlines()[0], DEMO, lambda: start_default("encoder"))
     pairs, validation_pairs = splits_for_training(load_pairs(args.data_dir), args.tasks, args)
+    read_known_tasks(args.zero_shot_file, [validation_pairs] if validation_pairs else [])
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
         audit(args.data_dir)

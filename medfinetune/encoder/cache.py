@@ -30,7 +30,8 @@ class PairCache(torch.utils.data.Dataset):
     The pixels are those that the image processor makes before it rescales and normalises, so what the collator
     turns them into is identical. The file holds every distinct image once, as planes, and is named by all that decides
     its bytes: the images and how they are resized. It appears under that name when it is whole, so that a run that is
-    killed, or several that start together, leave nothing that another would take for its own.
+    killed, or several that start together, leave nothing that another would take for its own. `columns` holds what is
+    known of the rows besides: texts, labels, patients.
     """
 
     def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
@@ -47,14 +48,15 @@ class PairCache(torch.utils.data.Dataset):
         """
         if len(pairs) == 0:
             raise InputError("no pairs to train on")
-        plain = pairs.select_columns([name for name in ("id", "language", *COLUMNS) if name in pairs.column_names])
-        self.texts, self.languages = list(plain["text"]), list(plain["language"])
-        self._ids = list(plain["id"])
-        self.image_keys = [hashes[0] for hashes in plain["pixel_sha256"]]
+        names = [name for name in ("id", "language", "metadata", *COLUMNS) if name in pairs.column_names]
+        plain = pairs.select_columns(names)
+        self.columns = {name: list(plain[name]) for name in names}
+        self.texts, self.languages = self.columns["text"], self.columns["language"]
+        self.image_keys = [hashes[0] for hashes in self.columns["pixel_sha256"]]
         self._collator = SigLIPCollator(processor, max_length)
         self.input_ids = self._collator.texts(self.texts)["input_ids"].to(torch.int32)
-        columns = {name: list(plain[name]) for name in COLUMNS if name in plain.column_names}
-        self.group_ids = group_ids_of(columns, self.input_ids)
+        known = {name: self.columns[name] for name in COLUMNS if name in names}
+        self.group_ids = group_ids_of(known, self.input_ids)
         keys = sorted(set(self.image_keys))
         self._row_of = {key: row for row, key in enumerate(keys)}
         size = processor.image_processor.size
@@ -72,7 +74,7 @@ class PairCache(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         pixels = self._pixels[self._row_of[self.image_keys[i]]]
         row = {"pixels": pixels, "input_ids": self.input_ids[i], "group_ids": self.group_ids[i]}
-        return row | {"id": self._ids[i]}
+        return row | {"id": self.columns["id"][i]}
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """What `SigLIPCollator` gives: `pixel_values`, `input_ids` and `group_ids`."""

@@ -1,4 +1,4 @@
-"""Which texts of a batch are true of which images: more than the pairs themselves."""
+"""Which texts are true of which images: more than the pairs themselves, in training as in search."""
 
 import hashlib
 from collections.abc import Sequence
@@ -51,13 +51,34 @@ def group_ids_of(columns: dict[str, Sequence], input_ids: Tensor | None = None) 
     return torch.tensor(rows, dtype=torch.int64).reshape(num_rows, NUM_GROUPS)
 
 
+def right_answers(image_groups: Tensor, text_groups: Tensor, first_text: int = 0, by_label: bool = True) -> Tensor:
+    """Which texts are right for which images: a pair's own, and those of pairs with its image, text, tokens or label.
+
+    The one rule for the positives of training and for what search may find.
+
+    Args:
+        image_groups: `(B, 5)`, from `group_ids_of`.
+        text_groups: `(N, 5)`.
+        first_text: Where the images' own pairs begin among the texts.
+        by_label: Whether an equal label counts.
+
+    Returns:
+        `(B, N)`, bool.
+    """
+    right = torch.zeros(len(image_groups), len(text_groups), dtype=torch.bool, device=image_groups.device)
+    right.diagonal(first_text).fill_(True)
+    for column in (_IMAGE, _TEXT, _TOKENS, _LABEL) if by_label else (_IMAGE, _TEXT, _TOKENS):
+        right |= _same(image_groups[:, column], text_groups[:, column])
+    return right
+
+
 def labels_from_groups(
     image_groups: Tensor, text_groups: Tensor, first_text: int = 0, duplicates: Duplicates = "positive"
 ) -> tuple[Tensor, Tensor]:
     """What `sigmoid_loss` takes as `targets` and `weights`.
 
-    A text is true of an image if it is its own, or its pair has the same text or tokens, label or image. A text of the
-    same patient with another finding is neither right nor surely wrong, and is ignored. All others are negative.
+    A text is true of an image as `right_answers` says. One of the same patient with another finding is neither right
+    nor surely wrong, and is ignored. All others are negative.
 
     Args:
         image_groups: `(B, 5)`, from `group_ids_of`: those of this process's pairs.
@@ -73,9 +94,7 @@ def labels_from_groups(
     own.diagonal(first_text).fill_(True)
     if duplicates == "negative":
         return own.float(), torch.ones_like(own, dtype=torch.float32)
-    true = own.clone()
-    for column in (_IMAGE, _TEXT, _LABEL, _TOKENS):
-        true |= _same(image_groups[:, column], text_groups[:, column])
+    true = right_answers(image_groups, text_groups, first_text)
     ignored = _same(image_groups[:, _PATIENT], text_groups[:, _PATIENT]) & ~true
     if duplicates == "ignore":
         ignored |= true & ~own

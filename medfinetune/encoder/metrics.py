@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from medfinetune.encoder.collator import SigLIPCollator
+from medfinetune.encoder.labels import right_answers
 
 KS = (1, 5, 10)
 """Sizes of the list of answers that recall is measured for."""
@@ -113,8 +114,8 @@ def rank_pairs(
     image_embeds: Tensor,
     text_embeds: Tensor,
     languages: Sequence[str],
-    image_keys: Sequence[str],
-    texts: Sequence[str],
+    groups: Tensor,
+    by_label: bool = True,
     chunk_rows: int = 256,
 ) -> dict[tuple[str, str], Ranking]:
     """Searches a whole set in both directions, each language among its own texts.
@@ -123,14 +124,13 @@ def rank_pairs(
         image_embeds: `(N, D)`, unit norm; row `i` is the image of pair `i`.
         text_embeds: `(N, D)`, unit norm.
         languages: Language of each text.
-        image_keys: The same for the same pixels: such images share their right answers.
-        texts: The same text is a right answer wherever it stands.
+        groups: `(N, 5)`, from `group_ids_of`: `right_answers` says what they make right.
+        by_label: Whether the texts of an equal label are right too.
         chunk_rows: Queries handled at once; memory grows with `chunk_rows * N`.
 
     Returns:
         (`image_to_text` or `text_to_image`, language) -> the ranking of its queries, in the pairs' order.
     """
-    image_codes, text_codes = _codes(image_keys), _codes(texts)
     found = {}
     for language in sorted(set(languages)):
         rows = torch.tensor([i for i, other in enumerate(languages) if other == language])
@@ -140,8 +140,7 @@ def rank_pairs(
         ):
             ranked = []
             for chunk in torch.arange(len(rows)).split(chunk_rows):
-                relevant = image_codes[rows[chunk], None] == image_codes[rows]
-                relevant |= text_codes[rows[chunk], None] == text_codes[rows]
+                relevant = right_answers(groups[rows[chunk]], groups[rows], int(chunk[0]), by_label)
                 ranked.append(rank_right_answers(queries[chunk] @ answers.T, relevant))
             best, precision = (torch.cat(parts) for parts in zip(*ranked, strict=True))
             found[way, language] = Ranking(rows, best, precision)
@@ -149,7 +148,7 @@ def rank_pairs(
 
 
 def retrieval_metrics(
-    image_embeds: Tensor, text_embeds: Tensor, languages: Sequence[str], image_keys: Sequence[str], texts: Sequence[str]
+    image_embeds: Tensor, text_embeds: Tensor, languages: Sequence[str], groups: Tensor, by_label: bool = True
 ) -> dict[str, float]:
     """Recall and mean average precision over a whole set; arguments are those of `rank_pairs`.
 
@@ -157,7 +156,7 @@ def retrieval_metrics(
         `<image_to_text|text_to_image>_<recall_at_1|5|10, map>_<language>`, and `recall_at_<k>` and `map`, the means
         over directions and languages.
     """
-    return average_rankings(rank_pairs(image_embeds, text_embeds, languages, image_keys, texts))
+    return average_rankings(rank_pairs(image_embeds, text_embeds, languages, groups, by_label))
 
 
 def average_rankings(rankings: dict[tuple[str, str], Ranking]) -> dict[str, float]:
@@ -169,11 +168,6 @@ def average_rankings(rankings: dict[tuple[str, str], Ranking]) -> dict[str, floa
             metrics[f"{way}_{name}_{language}"] = values.mean().item()
             together.setdefault(name, []).append(values.mean().item())
     return metrics | {name: sum(values) / len(values) for name, values in together.items()}
-
-
-def _codes(keys: Sequence[str]) -> Tensor:
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys])
 
 
 def _batches(items: Iterable[Any], batch_size: int, what: str) -> Iterable[list[Any]]:

@@ -19,12 +19,12 @@ from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import Loss, exact_backward, whole_batch_loss
-from medfinetune.encoder.metrics import embed_texts, retrieval_metrics
+from medfinetune.encoder.metrics import embed_texts
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
 from medfinetune.encoder.temperature import initialise_temperature_and_bias, scale_and_bias
-from medfinetune.evaluation.while_training import ZeroShotGrader, zero_shot_grader
+from medfinetune.evaluation.while_training import EvaluatedRows, read_known_tasks
 from medfinetune.preflight.advice import what_would_fit
 from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory
 
@@ -37,7 +37,7 @@ class SigLIPTrainer(Trainer):
 
     Logs `logit_scale` (the log that the checkpoint stores), `temperature` (its exponential) and `logit_bias`; keeps
     these two parameters out of weight decay; evaluates recall and mean average precision over the whole set, in both
-    directions and by language, and zero-shot grades by the tasks of `zero_shot_file`.
+    directions and by language, calibration, nearest neighbours, and zero-shot grades by the tasks of `zero_shot_file`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SigLIPTrainer(Trainer):
         model: nn.Module,
         args: SigLIPConfig,
         train_dataset: datasets.Dataset | PairCache,
-        eval_dataset: datasets.Dataset | PairCache | None = None,
+        eval_dataset: datasets.Dataset | PairCache | dict[str, datasets.Dataset | PairCache] | None = None,
         processing_class: Any = None,
         data_collator: Callable | None = None,
         **kwargs: Any,
@@ -55,11 +55,18 @@ class SigLIPTrainer(Trainer):
             model: A `SiglipModel`.
             args: The run's settings.
             train_dataset: Rows with `images` and `text` (as `load_pairs` gives them), or a `PairCache`.
-            eval_dataset: Rows that also have `language` and `pixel_sha256`.
+            eval_dataset: Rows that also have `language` and `pixel_sha256`; or several such sets by name.
             processing_class: The `SiglipProcessor`; saved with every checkpoint.
             data_collator: A `SigLIPCollator` where left out.
             **kwargs: As for `transformers.Trainer`.
         """
+        sets = [] if eval_dataset is None else [eval_dataset]
+        if isinstance(eval_dataset, dict):
+            sets = list(eval_dataset.values())
+        self._tasks = read_known_tasks(args.zero_shot_file, sets)
+        self._by_label = args.duplicates == "positive"
+        # Before the first step, so that what is wrong with them is said at once.
+        self._known_rows = [(dataset, EvaluatedRows(dataset, self._tasks, self._by_label)) for dataset in sets]
         initialise_temperature_and_bias(model, args.temperature_bias_init, args.num_texts_compared)
         super().__init__(
             model=prepare_to_learn(model, args),
@@ -68,7 +75,7 @@ class SigLIPTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
-            compute_metrics=None if eval_dataset is None else self._metrics_of(eval_dataset, args),
+            compute_metrics=self._figures,
             **kwargs,
         )
         self._ids: list[str] = []
@@ -105,13 +112,6 @@ class SigLIPTrainer(Trainer):
     def _describe_step(self) -> str:
         fits = what_would_fit(self.args, partial(count_run, config=self.model.config))
         return f"step {self.state.global_step}: out of memory. For such batches {fits}"
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As in transformers; raises `InputError` where memory runs out."""
-        what = f"evaluation at step {self.state.global_step}: out of memory; lower per_device_eval_batch_size"
-        what += f" ({self.args.per_device_eval_batch_size})"
-        with naming_what_takes_memory(lambda: what, self.args.output_dir):
-            return super().evaluation_loop(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -258,26 +258,20 @@ class SigLIPTrainer(Trainer):
         # The Trainer asks for labels before it computes metrics; which row is which follows from their order.
         return None, embeds, torch.zeros(len(embeds[0]), device=embeds[0].device)
 
-    def _metrics_of(
-        self, dataset: datasets.Dataset | PairCache, args: SigLIPConfig
-    ) -> Callable[[EvalPrediction], dict[str, float]]:
-        if isinstance(dataset, PairCache):
-            languages, texts, image_keys = dataset.languages, dataset.texts, dataset.image_keys
-        else:
-            columns = dataset.select_columns(["language", "pixel_sha256", "text"])
-            languages, texts = list(columns["language"]), list(columns["text"])
-            image_keys = [hashes[0] for hashes in columns["pixel_sha256"]]
-        names = args.zero_shot_file
-        grader = zero_shot_grader(names, dataset, image_keys, languages, args.data_dir) if names else None
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's; the figures are those of the rows that are evaluated, whichever set they are of.
 
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            image_embeds, text_embeds = (torch.as_tensor(embeds) for embeds in prediction.predictions)
-            metrics = retrieval_metrics(image_embeds, text_embeds, languages, image_keys, texts)
-            return metrics if grader is None else metrics | self._grades(grader, image_embeds)
+        Raises:
+            InputError: Memory runs out.
+        """
+        known = [rows for dataset, rows in self._known_rows if dataset is dataloader.dataset]
+        self._rows = known[0] if known else EvaluatedRows(dataloader.dataset, self._tasks, self._by_label)
+        what = f"evaluation at step {self.state.global_step}: out of memory; lower per_device_eval_batch_size"
+        what += f" ({self.args.per_device_eval_batch_size})"
+        with naming_what_takes_memory(lambda: what, self.args.output_dir):
+            return super().evaluation_loop(dataloader, *args, **kwargs)
 
-        return compute
-
-    def _grades(self, grader: ZeroShotGrader, image_embeds: Tensor) -> dict[str, float]:
+    def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
         """Every process takes them all: where the model is split over them, each must go through it."""
 
         def embed(texts: list[str]) -> Tensor:
@@ -285,8 +279,9 @@ class SigLIPTrainer(Trainer):
             with self.compute_loss_context_manager():
                 return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
 
+        embeds = (torch.as_tensor(part) for part in prediction.predictions)
         scale, bias = scale_and_bias(self.model)
-        return grader.figures(image_embeds, embed, scale.exp().item(), bias.item())
+        return self._rows.figures(*embeds, embed, scale.exp().item(), bias.item())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds temperature and bias to every line that has a training loss."""

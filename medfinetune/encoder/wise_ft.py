@@ -27,12 +27,15 @@ def sweep_wise_ft(trainer: Any, args: SigLIPConfig) -> None:
         args: Its settings; `model_name_or_path` is read again, so that no copy is held during training.
 
     Raises:
-        InputError: The weights are spread over processes (ZeRO-3, FSDP), or the start checkpoint has changed.
+        InputError: The weights are spread over processes (ZeRO-3, FSDP), there are several validation sets, or the
+            start checkpoint has changed.
     """
     if not args.wise_ft:
         return
     if getattr(trainer, "is_fsdp_enabled", False) or _zero_stage(trainer) == 3:
         raise InputError("wise_ft: the weights are spread over processes (ZeRO-3 or FSDP), which it cannot mix")
+    if isinstance(trainer.eval_dataset, dict):
+        raise InputError("wise_ft: several validation sets are given, and it chooses by one; give one eval_dataset")
     model = trainer.accelerator.unwrap_model(trainer.model)
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     tuned = {name: parameter.detach().cpu().clone() for name, parameter in learned.items()}

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import datasets
 import numpy as np
 from torch import Tensor
 
+from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.encoder.metrics import embed_images
 from medfinetune.evaluation.cases import FirstImages
 from medfinetune.evaluation.tasks import Task, known_truths
 
-_PLAIN = ["id", "pixel_sha256", "text", "language", "source", "label", "patient_id", "metadata"]
+_PLAIN = ["id", "pixel_sha256", "text", "language", "source", "task", "label", "patient_id", "metadata"]
 
 
 @dataclass
@@ -43,6 +45,11 @@ class EmbeddedSplit:
     def pair_embeds(self) -> Tensor:
         """`(P, D)`, unit norm: the image of each row."""
         return self.embeds[self.place]
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """`(P, 5)`, what the rows share, as `group_ids_of` gives it."""
+        return group_ids_of({name: self.columns[name] for name in COLUMNS if name in self.columns})
 
     @property
     def image_keys(self) -> list[str]:

@@ -122,12 +122,12 @@ def _pairwise(
     options: SuiteOptions,
 ) -> dict[str, Any]:
     """Search, and the calibration of the match probability."""
-    columns, clusters, text_embeds = test.columns, test.clusters, embedded(test.columns["text"])
+    clusters, text_embeds = test.clusters, embedded(test.columns["text"])
     result = search_figures(
         test.pair_embeds,
         text_embeds,
-        columns["text"],
-        columns["language"],
+        test.groups,
+        test.columns["language"],
         test.keys,
         [clusters[image] for image in test.place],
         options.pool_size,

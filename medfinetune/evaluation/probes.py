@@ -73,6 +73,39 @@ def vote(cosines: np.ndarray, classes: np.ndarray, num_classes: int) -> tuple[np
     return np.where(total > 0, votes / np.maximum(total, 1), 1 / num_classes), winner
 
 
+def label_knn_accuracy(image_embeds: Tensor, groups: Tensor, sources: Sequence[str], k: int = 5) -> float | None:
+    """How many of a set's images have the label that most of their nearest others have; nothing is trained.
+
+    Each distinct image asks the labelled images of its own source, other than itself and those of its patient.
+
+    Args:
+        image_embeds: `(P, D)`, unit norm, of every row.
+        groups: `(P, 5)`, from `group_ids_of`; rows without a label are left out, and with them questions.
+        sources: Of each row.
+        k: How many neighbours vote.
+
+    Returns:
+        In [0, 1]; None where no image has a label and another one to ask.
+    """
+    images, _, labels, patients = groups.numpy().T
+    first: dict[Hashable, int] = {}
+    for row in np.flatnonzero(labels):
+        first.setdefault(images[row] or ("row", row), int(row))
+    by_source: dict[str, list[int]] = {}
+    for row in first.values():
+        by_source.setdefault(sources[row], []).append(row)
+    right = []
+    for rows in by_source.values():
+        owners = [(("row", row), ("patient", patients[row]) if patients[row] else None) for row in rows]
+        found, cosines = nearest(image_embeds[rows], image_embeds[rows], k, owners, owners)
+        near = labels[rows][found]
+        # Numbered within each query's own neighbours: there may be as many labels as images.
+        _, winner = vote(cosines, (near[:, :, None] == near[:, None, :]).argmax(axis=2), near.shape[1])
+        named = near[np.arange(len(rows)), winner]
+        right += (named == labels[rows])[np.isfinite(cosines).any(axis=1)].tolist()
+    return float(np.mean(right)) if right else None
+
+
 def linear_probe(
     embeds: np.ndarray,
     truths: np.ndarray,

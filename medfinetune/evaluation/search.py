@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medfinetune.encoder.labels import right_answers
 from medfinetune.encoder.metrics import average_rankings, rank_pairs, rank_right_answers
 from medfinetune.errors import InputError
 from medfinetune.evaluation.bootstrap import Bootstrap
@@ -16,7 +17,7 @@ from medfinetune.evaluation.shuffling import derangement
 def search_figures(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    texts: Sequence[str],
+    groups: Tensor,
     languages: Sequence[str],
     keys: Sequence[str],
     clusters: Sequence[Hashable],
@@ -29,7 +30,7 @@ def search_figures(
     Args:
         image_embeds: `(N, D)`, unit norm; row `i` is the image of pair `i`.
         text_embeds: `(N, D)`, unit norm.
-        texts: Of each pair; the same text is a right answer wherever it stands.
+        groups: `(N, 5)`, from `group_ids_of`; `right_answers` says what they make right.
         languages: Of each pair; each is searched among its own texts.
         keys: What each pair's image is by content.
         clusters: What each pair is resampled with: its patient where known, else its image.
@@ -46,23 +47,25 @@ def search_figures(
     for language in sorted(set(languages)):
         # Two texts of one image would be two right answers in a pool.
         rows = list({keys[i]: i for i in reversed(range(len(keys))) if languages[i] == language}.values())[::-1]
-        pool_texts, owners = [texts[i] for i in rows], [clusters[i] for i in rows]
-        pools = pooled_recall(image_embeds[rows], text_embeds[rows], pool_texts, pool_size, seed, owners, num_resamples)
+        owners = [clusters[i] for i in rows]
+        pools = pooled_recall(
+            image_embeds[rows], text_embeds[rows], groups[rows], pool_size, seed, owners, num_resamples
+        )
         name = f"recall_at_1_among_{pools['pool_size']}"
         result.setdefault(name, {})[language] = pools["image_to_text"]
         result["recall_at_1_chance"][language] = pools["chance"]
         if shuffled is not None:
             others = image_embeds[[shuffled[i] for i in rows]]
-            control = pooled_recall(others, text_embeds[rows], pool_texts, pool_size, seed)
+            control = pooled_recall(others, text_embeds[rows], groups[rows], pool_size, seed)
             result.setdefault(f"{name}_shuffled_image", {})[language] = control["image_to_text"]
             pools |= {f"{way}_shuffled_image": control[way] for way in ("image_to_text", "text_to_image")}
         result["recall_pools"][language] = pools | {"num_cases": len(rows)}
-    rankings = rank_pairs(image_embeds, text_embeds, languages, keys, texts)
+    rankings = rank_pairs(image_embeds, text_embeds, languages, groups)
     result["recall"] = average_rankings(rankings)
     if num_resamples:
         result["recall_ci"] = _intervals(rankings, Bootstrap(clusters, num_resamples, seed))
     if shuffled is not None:
-        control = rank_pairs(image_embeds[shuffled], text_embeds, languages, keys, texts)
+        control = rank_pairs(image_embeds[shuffled], text_embeds, languages, groups)
         result["recall_shuffled_image"] = average_rankings(control)
     return result
 
@@ -70,7 +73,7 @@ def search_figures(
 def pooled_recall(
     image_embeds: Tensor,
     text_embeds: Tensor,
-    texts: Sequence[str],
+    groups: Tensor,
     pool_size: int,
     seed: int = 0,
     clusters: Sequence[Hashable] = (),
@@ -81,7 +84,7 @@ def pooled_recall(
     Args:
         image_embeds: `(N, D)`, unit norm; row `i` is the image of case `i`.
         text_embeds: `(N, D)`, unit norm.
-        texts: `N` texts; the same text is a right answer wherever it stands.
+        groups: `(N, 5)`, from `group_ids_of`; `right_answers` says what they make right.
         pool_size: Cases in a pool; all there are where there are fewer. A remainder is left out.
         seed: Draws the pools, and the resamples.
         clusters: `N`, what each case is resampled with; needed where `num_resamples` is not 0.
@@ -91,16 +94,14 @@ def pooled_recall(
         `image_to_text` and `text_to_image` in [0, 1], each with its interval as `..._ci`, `chance`, `pool_size`,
         `num_pools`.
     """
-    size = min(pool_size, len(texts))
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
+    size = min(pool_size, len(groups))
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
     pools = order[: len(order) // size * size].split(size)
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    codes = torch.tensor([numbers[text] for text in texts])
     hits: dict[str, list[Tensor]] = {"image_to_text": [], "text_to_image": []}
     chances = []
     for pool in pools:
         scores = image_embeds[pool] @ text_embeds[pool].T
-        relevant = codes[pool, None] == codes[pool]
+        relevant = right_answers(groups[pool], groups[pool])
         for way, table in (("image_to_text", scores), ("text_to_image", scores.T)):
             hits[way].append(rank_right_answers(table, relevant)[0] < 1)
         chances.append(relevant.double().mean().item())

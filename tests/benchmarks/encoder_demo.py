@@ -24,6 +24,7 @@ from medfinetune.data.phantom import Sizes, write_raw_folders  # noqa: E402
 from medfinetune.data.prepare import PrepareConfig, prepare  # noqa: E402
 from medfinetune.encoder.cache import PairCache  # noqa: E402
 from medfinetune.encoder.config import SigLIPConfig  # noqa: E402
+from medfinetune.encoder.labels import COLUMNS, group_ids_of  # noqa: E402
 from medfinetune.encoder.metrics import embed_images, embed_texts, recall_at_k, retrieval_metrics  # noqa: E402
 from medfinetune.encoder.model import load_encoder  # noqa: E402
 from medfinetune.encoder.trainer import SigLIPTrainer  # noqa: E402
@@ -73,9 +74,10 @@ def train(folder: Path, data: str, seed: int, **values) -> tuple[SiglipModel, ob
 def recall_of_reports(model: SiglipModel, processor: object, folder: Path) -> dict[str, float]:
     """Recall@1 among the demo's 128 test cases, whose combinations of findings were never shown; mean of both ways."""
     pairs = load_pairs(folder / "reports", "test")
-    keys, texts = [hashes[0] for hashes in pairs["pixel_sha256"]], list(pairs["text"])
+    plain = {name: list(pairs[name]) for name in (*COLUMNS, "language")}
     images = embed_images(model, processor, [row["images"][0] for row in pairs])
-    metrics = retrieval_metrics(images, embed_texts(model, processor, texts), list(pairs["language"]), keys, texts)
+    texts = embed_texts(model, processor, plain["text"])
+    metrics = retrieval_metrics(images, texts, plain["language"], group_ids_of(plain))
     return {"recall_at_1": metrics["recall_at_1"]}
 
 

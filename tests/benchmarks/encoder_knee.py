@@ -53,7 +53,7 @@ def run_one(values: dict) -> dict[str, float]:
     model, processor = train(folder, **values)
     pairs = load_pairs(folder / "knee", "test")
     images = embed_images(model, processor, [row["images"][0] for row in pairs])
-    classes = embed_classes({"grade": prompts_of_grades()}, lambda texts: embed_texts(model, processor, texts))["grade"]
+    classes = embed_classes(list(prompts_of_grades().values()), lambda texts: embed_texts(model, processor, texts))
     table = class_scores(images, classes, model.logit_scale.exp().item(), model.logit_bias.item())
     return scores([int(label) for label in pairs["label"]], table.argmax(dim=1).tolist())
 

@@ -1,5 +1,6 @@
 """What the encoder's benchmark compares with is what it says."""
 
+import json
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from transformers import SiglipModel
 
-from tests.benchmarks import encoder_loss
+from medfinetune.data.prepare import PrepareConfig, prepare
+from tests.benchmarks import encoder, encoder_loss
 from tests.benchmarks.alone import measure, ratio
-from tests.benchmarks.encoder_knee import prompts_of_grades, scores
+from tests.benchmarks.encoder_demo import make_models
+from tests.benchmarks.encoder_knee import FIGURES, IMAGE_SIZE_PX, prompts_of_grades, run_one, scores
 from tests.benchmarks.encoder_loss import KEYS, OURS, measure_loss, run_contender, transformers_loss
 from tests.benchmarks.encoder_step import REPO
 
@@ -57,3 +60,29 @@ def test_an_unknown_part_is_refused():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--only: lost: must be of loss, step" in done.stderr
+
+
+def test_a_part_that_fails_leaves_the_others_their_figures(monkeypatch, capsys):
+    def fail():
+        raise ValueError("nothing to\nmeasure")
+
+    monkeypatch.setattr(encoder, "measure_steps", fail)
+    monkeypatch.setattr(encoder, "measure_exact", lambda: ({"exact_memory_vs_full": 0.5}, {"exact": "fine"}))
+    monkeypatch.setattr(sys, "argv", ["encoder.py", "--only", "step,exact"])
+    with pytest.raises(SystemExit, match="1"):
+        encoder.main()
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
+    assert figures["step_time_vs_plain_trainer"] is None
+    assert figures["exact_memory_vs_full"] == 0.5
+    assert any(line.split() == ["failed:", "step", "nothing", "to", "measure"] for line in lines)
+
+
+def test_the_part_knee_trains_and_grades(phantom_dir, tmp_path):
+    options = {"validation_fraction": 0, "test_fraction": 0.25, "languages": ["en"], "num_workers": 1}
+    prepare(PrepareConfig(output_dir=str(tmp_path / "knee"), knee_dir=str(phantom_dir / "raw" / "knee"), **options))
+    make_models(tmp_path, range(1), IMAGE_SIZE_PX, ("knee",))
+    values = {"folder": str(tmp_path), "data": "knee", "seed": 0, "duplicates": "positive", "max_steps": 2}
+    found = run_one(values | {"per_device_train_batch_size": 4})
+    assert found.keys() == set(FIGURES)
+    assert 0 <= found["accuracy"] <= 1

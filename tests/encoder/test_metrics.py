@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 from medfinetune.encoder.collator import SigLIPCollator
+from medfinetune.encoder.labels import group_ids_of, labels_from_groups
 from medfinetune.encoder.metrics import (
     embed_images,
     embed_texts,
@@ -85,7 +86,8 @@ def test_a_set_ranked_in_chunks_equals_one_table():
     images, texts = F.normalize(torch.randn(2, 23, 6), dim=-1)
     languages = ["en" if i % 3 else "zh" for i in range(23)]
     keys, words = [f"image {i // 2}" for i in range(23)], [f"text {i % 9}" for i in range(23)]
-    metrics = retrieval_metrics(images, texts, languages, keys, words)
+    groups = group_ids_of({"pixel_sha256": [[key] for key in keys], "text": words})
+    metrics = retrieval_metrics(images, texts, languages, groups)
     whole = {}
     for language in ("en", "zh"):
         rows = [i for i in range(23) if languages[i] == language]
@@ -100,8 +102,8 @@ def test_a_set_ranked_in_chunks_equals_one_table():
     assert metrics.keys() == whole.keys()
     for name, value in whole.items():
         assert math.isclose(metrics[name], value, rel_tol=1e-9), name
-    for name, ranking in rank_pairs(images, texts, languages, keys, words).items():
-        chunked = rank_pairs(images, texts, languages, keys, words, chunk_rows=4)[name]
+    for name, ranking in rank_pairs(images, texts, languages, groups).items():
+        chunked = rank_pairs(images, texts, languages, groups, chunk_rows=4)[name]
         assert all(torch.equal(one, other) for one, other in zip(ranking, chunked, strict=True))
 
 
@@ -109,14 +111,36 @@ def test_languages_are_searched_apart_and_equal_answers_count():
     eye = torch.eye(4)
     images = torch.cat([eye[[0, 1]], eye[[0, 1]]])  # two images, each in two languages
     texts = torch.cat([eye[[0, 1]], eye[[1, 0]]])  # right in English, swapped in Chinese
-    metrics = retrieval_metrics(images, texts, ["en", "en", "zh", "zh"], ["a", "b", "a", "b"], ["x", "y", "u", "v"])
+    groups = group_ids_of({"pixel_sha256": [["a"], ["b"], ["a"], ["b"]], "text": ["x", "y", "u", "v"]})
+    metrics = retrieval_metrics(images, texts, ["en", "en", "zh", "zh"], groups)
     assert metrics["image_to_text_recall_at_1_en"] == 1
     assert metrics["image_to_text_recall_at_1_zh"] == 0
     assert metrics["text_to_image_recall_at_1_zh"] == 0
     assert metrics["recall_at_1"] == 0.5
     # The same text twice: either image is a right answer.
-    same = retrieval_metrics(eye[[0, 1]], eye[[1, 0]], ["en", "en"], ["a", "b"], ["x", "x"])
-    assert same["recall_at_1"] == 1
+    same = group_ids_of({"pixel_sha256": [["a"], ["b"]], "text": ["x", "x"]})
+    assert retrieval_metrics(eye[[0, 1]], eye[[1, 0]], ["en", "en"], same)["recall_at_1"] == 1
+
+
+def test_texts_that_the_tokenizer_cannot_tell_apart_are_right_for_each_other():
+    """Perfect embeddings find everything: case and full stops make no other text, but the sign of a size does."""
+    texts = ["No fracture.", "no fracture", "x", "y"]
+    embeds = torch.eye(4)[[0, 0, 1, 2]]
+    found = retrieval_metrics(embeds, embeds, ["en"] * 4, group_ids_of({"text": texts}))
+    assert found["recall_at_1"] == found["map"] == 1
+    signs = retrieval_metrics(embeds, embeds, ["en"] * 4, group_ids_of({"text": ["<5 mm", ">5 mm", "x", "y"]}))
+    assert signs["recall_at_1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("task", "by_label", "recall"), [("caption", True, 1), ("caption", False, 0), ("question", True, 0)]
+)
+def test_texts_of_one_label_are_right_as_in_training(task, by_label, recall):
+    columns = {"text": ["grade two", "second grade"], "label": ["2", "2"], "source": ["knee"] * 2, "task": [task] * 2}
+    eye, groups = torch.eye(2), group_ids_of(columns)
+    assert retrieval_metrics(eye, eye.flip(0), ["en"] * 2, groups, by_label)["recall_at_1"] == recall
+    if by_label:
+        assert (labels_from_groups(groups, groups)[0][0, 1] == 1) == bool(recall)
 
 
 def test_embeddings_equal_the_forward(tiny_siglip):

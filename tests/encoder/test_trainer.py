@@ -16,6 +16,7 @@ from medfinetune.data.load import load_pairs
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
+from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.metrics import embed_images, embed_texts, retrieval_metrics
 from medfinetune.encoder.model import load_encoder
@@ -98,14 +99,41 @@ def test_recall_is_of_the_whole_set_not_of_batches(loaded, tmp_path):
     model, processor, train, validation = loaded
     trainer = SigLIPTrainer(model, config(tmp_path, per_device_eval_batch_size=3), train, validation, processor)
     metrics = trainer.evaluate()
-    texts, languages = list(validation["text"]), list(validation["language"])
-    keys = [hashes[0] for hashes in validation["pixel_sha256"]]
-    images = embed_images(model, processor, [row["images"][0] for row in validation])
-    expected = retrieval_metrics(images, embed_texts(model, processor, texts), languages, keys, texts)
-    assert len(expected) == 20
-    for name, value in expected.items():
-        assert math.isclose(metrics[f"eval_{name}"], value, abs_tol=1e-6), name
+    assert_search_of(metrics, "eval", model, processor, validation)
     assert "eval_loss" not in metrics  # it would depend on the batch size
+    assert 0 <= metrics["eval_ece"] <= 1
+
+
+def assert_search_of(metrics, prefix, model, processor, rows):
+    images = embed_images(model, processor, [row["images"][0] for row in rows])
+    texts = embed_texts(model, processor, list(rows["text"]))
+    groups = group_ids_of({name: list(rows[name]) for name in COLUMNS})
+    expected = retrieval_metrics(images, texts, list(rows["language"]), groups)
+    assert len(expected) == 4 + 8 * len(set(rows["language"]))
+    for name, value in expected.items():
+        assert math.isclose(metrics[f"{prefix}_{name}"], value, abs_tol=1e-6), name
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_figures_are_of_the_set_that_is_evaluated(loaded, tmp_path, cached):
+    """Another set than the constructor's, of another length and with other labels; and several by name."""
+    model, processor, train, validation = loaded
+    other = train.select(range(len(validation) + 3))
+
+    def given(rows):
+        return PairCache(rows, processor, tmp_path) if cached else rows
+
+    known = given(validation)
+    collate = known.collate if cached else None
+    trainer = SigLIPTrainer(model, config(tmp_path), given(train), known, processor, data_collator=collate)
+    assert_search_of(trainer.predict(given(other), metric_key_prefix="test").metrics, "test", model, processor, other)
+    assert_search_of(trainer.evaluate(given(other)), "eval", model, processor, other)
+    assert_search_of(trainer.evaluate(), "eval", model, processor, validation)
+    sets = {"one": given(validation), "two": given(other)}
+    trainer = SigLIPTrainer(model, config(tmp_path), given(train), sets, processor, data_collator=collate)
+    metrics = trainer.evaluate()
+    assert_search_of(metrics, "eval_one", model, processor, validation)
+    assert_search_of(metrics, "eval_two", model, processor, other)
 
 
 def test_cached_pairs_train_alike(loaded, tmp_path):
@@ -316,7 +344,7 @@ def test_two_processes_report_what_one_does(loaded, tmp_path, swapped):
     args = config(tmp_path, zero_shot_file=given["zero_shot_file"], per_device_eval_batch_size=7)
     expected = SigLIPTrainer(model, args, train, load_pairs(swapped, "validation"), processor).evaluate()
     names = [name for name in expected if name.startswith("eval_") and "per_second" not in name and "time" not in name]
-    assert len(names) == 20 + 4 + 3
+    assert len(names) == 20 + 2 + 4 + 3
     for name in names:
         assert math.isclose(found[name], expected[name], abs_tol=1e-6), name
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from medfinetune.encoder.labels import group_ids_of
 from medfinetune.evaluation.bootstrap import Bootstrap
 from medfinetune.evaluation.search import pooled_recall, search_figures
 
@@ -12,7 +13,7 @@ def test_pools_against_a_plain_loop():
     images = F.normalize(torch.randn(23, 6, generator=generator), dim=-1)
     texts_embeds = F.normalize(images + 0.6 * torch.randn(23, 6, generator=generator), dim=-1)
     texts = [f"text {i // 2}" for i in range(23)]
-    result = pooled_recall(images, texts_embeds, texts, pool_size=5, seed=7)
+    result = pooled_recall(images, texts_embeds, group_ids_of({"text": texts}), pool_size=5, seed=7)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(7)).tolist()
     right = 0
     for start in range(0, 20, 5):
@@ -26,6 +27,16 @@ def test_pools_against_a_plain_loop():
     assert 1 / 5 <= result["chance"] < 0.4
 
 
+def test_in_a_pool_texts_of_one_label_are_right_for_each_other():
+    columns = {"text": ["a", "b", "c"], "label": ["2", "2", "3"], "source": ["knee"] * 3}
+    swapped = torch.eye(3)[[1, 0, 2]]
+    found = pooled_recall(torch.eye(3), swapped, group_ids_of(columns), pool_size=3)
+    assert found["image_to_text"] == found["text_to_image"] == 1
+    assert found["chance"] == pytest.approx(5 / 9)
+    unlabelled = pooled_recall(torch.eye(3), swapped, group_ids_of({"text": columns["text"]}), pool_size=3)
+    assert unlabelled["image_to_text"] == pytest.approx(1 / 3)
+
+
 def test_intervals_of_every_figure_against_plain_resampling():
     generator = torch.Generator().manual_seed(0)
     images = F.normalize(torch.randn(40, 6, generator=generator), dim=-1)
@@ -33,7 +44,8 @@ def test_intervals_of_every_figure_against_plain_resampling():
     languages = ["en" if i < 25 else "zh" for i in range(40)]
     texts, keys = [f"text {i}" for i in range(40)], [f"image {i}" for i in range(40)]
     clusters = [f"patient {i // 2}" for i in range(40)]
-    found = search_figures(images, texts_embeds, texts, languages, keys, clusters, pool_size=5, num_resamples=60)
+    groups = group_ids_of({"text": texts, "pixel_sha256": [[key] for key in keys]})
+    found = search_figures(images, texts_embeds, groups, languages, keys, clusters, pool_size=5, num_resamples=60)
     assert found["recall_ci"].keys() == found["recall"].keys()
     hits = {}
     for language in ("en", "zh"):
@@ -63,6 +75,6 @@ def test_intervals_of_every_figure_against_plain_resampling():
         assert low <= found["recall"][name] <= high
     low, high = found["recall_pools"]["en"]["image_to_text_ci"]
     assert low < found["recall_pools"]["en"]["image_to_text"] < high
-    none = search_figures(images, texts_embeds, texts, languages, keys, clusters, pool_size=5, num_resamples=0)
+    none = search_figures(images, texts_embeds, groups, languages, keys, clusters, pool_size=5, num_resamples=0)
     assert "recall_ci" not in none
     assert none["recall"] == found["recall"]

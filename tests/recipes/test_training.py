@@ -197,6 +197,18 @@ def test_errors_are_one_line(configs, monkeypatch, capsys, kind, given, message)
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("nowhere", "zero_shot_file nowhere: no such file"), ("skin_diagnosis", "no pair of the sources pad_ufes")],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_wrong_tasks_are_said_before_anything_is_made(configs, monkeypatch, capsys, task, message, dry_run):
+    monkeypatch.setattr("medfinetune.encoder.model.load_encoder", lambda *args: pytest.fail("weights were loaded"))
+    words = ["--config", configs["encoder"], "--zero_shot_file", task, "--dry_run", str(dry_run).lower()]
+    assert run_here(monkeypatch, "encoder", *words) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_a_leak_stops_training_before_the_first_step(configs, phantom_dir, tmp_path, monkeypatch, capsys, kind):
     shutil.copytree(phantom_dir / "data", tmp_path / "leaky")
