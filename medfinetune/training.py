@@ -49,7 +49,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
     def watch_gradients(self, norm: Tensor | float | None, accelerator: Accelerator) -> None:
         """Takes the norm of the gradients of a step; not under fp16, where loss scaling skips those that overflow."""
-        self._grad_norm = 0.0 if norm is None or accelerator.mixed_precision == "fp16" else norm
+        self._grad_norm = 0.0 if norm is None or accelerator.scaler is not None else norm
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Forgets a step that was not finished."""

@@ -87,7 +87,7 @@ def label_knn_accuracy(image_embeds: Tensor, groups: Tensor, sources: Sequence[s
     Returns:
         In [0, 1]; None where no image has a label and another one to ask.
     """
-    images, _, labels, patients = groups.numpy().T
+    images, _, labels, patients, _ = groups.numpy().T
     first: dict[Hashable, int] = {}
     for row in np.flatnonzero(labels):
         first.setdefault(images[row] or ("row", row), int(row))
