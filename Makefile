@@ -14,9 +14,11 @@ install: $(READY) ## Make .venv and install the pinned dependencies into it
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "making $(VENV) and installing about 2 GB of packages into it; a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo "installed into $(VENV); try make demo, or read README.md"
 
 demo: $(READY) ## Run the whole job on generated images: data, both models, evaluation (about 5 minutes)
 	$(BIN)/python recipes/demo.py

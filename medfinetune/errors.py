@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+_DEMO = ("runs", "demo")
+
 
 class InputError(ValueError):
     """Something given by the user is wrong; the message names the file, row or key and says what to do."""
@@ -23,9 +25,15 @@ def require_model_type(model_name_or_path: str, model_type: str) -> None:
     """Says plainly that a folder holds another kind of model; transformers would fail somewhere in its middle.
 
     Raises:
-        InputError: The folder's `config.json` names another `model_type`.
+        InputError: The folder's `config.json` names another `model_type`, or a folder is meant that is not there.
     """
-    path = Path(model_name_or_path) / "config.json"
+    folder = Path(model_name_or_path)
+    # A name on the Hub has one slash, and its first part is no folder here.
+    local = folder.is_absolute() or len(folder.parts) > 2 or (len(folder.parts) == 2 and folder.parent.is_dir())
+    if local and not folder.exists():
+        demo = "; `make demo` or `recipes/demo.py --only_inputs` makes it" if folder.parts[:2] == _DEMO else ""
+        raise InputError(f"{model_name_or_path}: no such folder{demo}")
+    path = folder / "config.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
         if found != model_type:

@@ -85,7 +85,9 @@ def parse(
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            raise InputError(f"{origin[key]}: unknown key{f'; did you mean {near[0]}?' if near else ''}")
+            kind = _kind_of(path) if key not in given else None
+            hint = f"; this looks like a config of recipes/{kind}.py" if kind else ""
+            raise InputError(f"{origin[key]}: unknown key{f'; did you mean {near[0]}?' if near else hint}")
         checked[key] = _check(value, hints[key], origin[key])
     missing = [name for name, field in fields.items() if name not in checked and _has_no_default(field)]
     if missing:
@@ -98,7 +100,16 @@ def parse(
         raise InputError(f"{path or 'command line'}: {error}") from error
     except (ValueError, ImportError) as error:
         # TrainingArguments checks its own combinations, with messages of several lines.
-        raise InputError(f"{path or 'command line'}: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        if "use_cpu" in message and "bf16" in message:
+            message += " Here: --use_cpu true --bf16 false (--dry_run checks the rest without)"
+        raise InputError(f"{path or 'command line'}: {message}") from error
+
+
+def _kind_of(path: str | Path) -> str | None:
+    """Whose config a file is, where its folder says so and it is not that of the recipe that runs."""
+    kind = Path(path).resolve().parent.name
+    return kind if kind in ("prepare", "encoder", "decoder", "evaluate") and kind != Path(sys.argv[0]).stem else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

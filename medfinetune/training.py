@@ -32,6 +32,9 @@ class NamedBatches:
         return {**self.collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
 
 
+_MODEL_FILES = ("model*.safetensors*", "adapter_model.safetensors")
+
+
 class StopOnNonFiniteLoss(TrainerCallback):
     """Ends a run before the optimiser learns from a loss, or a gradient, that is nan or infinite.
 
@@ -133,10 +136,14 @@ def naming_what_takes_memory(describe: Callable[[], str], output_dir: str | Path
         output_dir: Of the run.
 
     Raises:
-        InputError: Memory ran out.
+        InputError: Memory ran out, or `metric_for_best_model` is no figure of the evaluation.
     """
     try:
         yield
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise InputError(f"{' '.join(str(error).split())[:600]}. {where_to_go_on(output_dir)}") from error
     except torch.OutOfMemoryError as error:
         raise InputError(f"{describe()}. {where_to_go_on(output_dir)}") from error
 
@@ -149,7 +156,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
 
     Raises:
         InputError: `output_dir` is a file, there is nothing to resume, a path lies outside `output_dir`, or a new run
-            would go over an earlier one's checkpoints.
+            would go over an earlier one's checkpoints or model.
     """
     output_dir = Path(args.output_dir)
     require_folder(output_dir)
@@ -160,6 +167,12 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
             raise InputError(
                 f"output_dir: {output_dir} holds checkpoints of an earlier run; continue it with "
                 "--resume_from_checkpoint true, or name another output_dir"
+            )
+        finished = next((name for pattern in _MODEL_FILES for name in output_dir.glob(pattern)), None)
+        if finished is not None:
+            raise InputError(
+                f"output_dir: {output_dir} holds the model of an earlier run ({finished.name}); name another "
+                "output_dir, or remove it"
             )
         return None
     if str(wanted).lower() in ("true", "last"):
@@ -199,17 +212,35 @@ def splits_for_training(
     return found["train"], found["validation"]
 
 
-def describe_run(args: TrainingArguments, num_rows: int, num_validation: int) -> str:
-    """What a run will be, in optimiser steps: epochs and batches hide how few there are."""
+def describe_run(args: TrainingArguments, num_rows: int, num_validation: int, checkpoint: str | None = None) -> str:
+    """What a run will be, in optimiser steps: epochs and batches hide how few there are.
+
+    Args:
+        args: The run's settings.
+        num_rows: Training rows.
+        num_validation: Validation rows; 0 where the run evaluates nothing.
+        checkpoint: Which one it goes on from.
+    """
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps_per_epoch = math.ceil(num_rows / batch)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
     warmup = args.get_warmup_steps(steps)
-    return (
-        f"{num_rows:,} training and {num_validation:,} validation rows; effective batch {batch} "
+    validation = "no evaluation" if args.eval_strategy == "no" else f"{num_validation:,} validation rows"
+    lines = [
+        f"{num_rows:,} training rows, {validation}; effective batch {batch} "
         f"({args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulation x {args.world_size} "
         f"processes); {steps:,} optimiser steps ({steps_per_epoch:,} an epoch), {warmup:,} of them warm-up"
-    )
+    ]
+    if checkpoint is not None:
+        lines.append(f"going on from {checkpoint}")
+    decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
+    if isinstance(decay, int) and warmup + decay > steps:
+        lines.append(
+            f"WARNING: {decay:,} steps of decay (lr_scheduler_kwargs) and {warmup:,} of warm-up are more than the "
+            f"run's {steps:,}: it never reaches its learning rate; lower num_decay_steps, or set lr_scheduler_type: "
+            "constant and lr_scheduler_kwargs: null"
+        )
+    return "\n".join(lines)
 
 
 def finish(trainer: Trainer, args: TrainingArguments) -> None:
@@ -218,4 +249,5 @@ def finish(trainer: Trainer, args: TrainingArguments) -> None:
         trainer.save_model()
         trainer.save_state()
     if trainer.is_world_process_zero():
-        print(f"saved to {args.output_dir}: the model, its processor, trainer_state.json and config.yaml")
+        what = "the adapter (not the weights it stands on)" if getattr(args, "use_peft", False) else "the model"
+        print(f"saved to {args.output_dir}: {what}, its processor, trainer_state.json and config.yaml")

@@ -27,7 +27,7 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
         audit(args.data_dir)
-        print(describe_run(args, len(chats), len(validation_chats or [])))
+        print(describe_run(args, len(chats), len(validation_chats or []), checkpoint))
     if args.dry_run:
         print(describe_parameters(args))
         return

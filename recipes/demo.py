@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medfinetune.demo import DEMO_DIR, make_demo_inputs
 from medfinetune.evaluation.page import read_predictions, write_page, write_results
+from medfinetune.evaluation.summary import describe_results
 from medfinetune.parser import run
 
 RECIPES = Path(__file__).parent
@@ -28,12 +29,19 @@ STEPS = {
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] + f" It starts {DEMO_DIR} anew.").parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] + f" It starts {DEMO_DIR} anew.")
+    parser.add_argument(
+        "--only_inputs", action="store_true", help="make the images, the pairs and the tiny untrained models, and stop"
+    )
+    only_inputs = parser.parse_args().only_inputs
     start = time.perf_counter()
     seconds = {}
     shutil.rmtree(DEMO_DIR, ignore_errors=True)
     print(f"== inputs: generated raw folders, pairs and tiny random models, in {DEMO_DIR}", flush=True)
     make_demo_inputs(DEMO_DIR)
+    if only_inputs:
+        print(f"made {DEMO_DIR}/raw, {DEMO_DIR}/data, {DEMO_DIR}/tiny/siglip and {DEMO_DIR}/tiny/mllama")
+        return
     seconds["inputs"] = time.perf_counter() - start
     for name, command in STEPS.items():
         print(f"\n== {name}: {' '.join(command[-3:])}", flush=True)
@@ -53,19 +61,17 @@ def main() -> None:
         encoder_dir=DEMO_DIR / "encoder",
         decoder_dir=DEMO_DIR / "decoder",
     )
-    encoder, decoder = results["encoder"], results["decoder"]
     print(f"""
-encoder  recall@1 among 64   {encoder["recall_at_1_among_64"]}   (chance {1 / 64:.3f})
-         zero-shot accuracy  {encoder["zero_shot_accuracy"]:.3f}   (chance {encoder["zero_shot_chance"]:.3f})
-decoder  finding accuracy    {decoder["finding_accuracy"]:.3f}   \
-(with shuffled images {decoder["finding_accuracy_shuffled_image"]:.3f})
+{describe_results(results)}
 Tiny models of random weights on generated images: the figures show that the job works, nothing about medicine.
 
 Done in {seconds["total"]:.0f} s. Open {page} in a browser; the figures are in {DEMO_DIR / "results.json"}.
 With your own data: copy recipes/prepare/original_mix.yaml, name your folders in it, then
   .venv/bin/python recipes/prepare.py --config my_data.yaml
-  .venv/bin/accelerate launch recipes/encoder.py --config recipes/encoder/siglip_base_448.yaml --data_dir <output_dir>
-  .venv/bin/accelerate launch recipes/decoder.py --config recipes/decoder/llama32_11b_lora.yaml --data_dir <output_dir>
+  .venv/bin/accelerate launch --quiet recipes/encoder.py \\
+    --config recipes/encoder/siglip_base_448_recommended.yaml --data_dir <output_dir>
+  .venv/bin/accelerate launch --quiet recipes/decoder.py \\
+    --config recipes/decoder/llama32_11b_lora.yaml --data_dir <output_dir>
 (both take --dry_run: everything but the weights; docs/ has the rest)""")
 
 

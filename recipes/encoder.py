@@ -31,8 +31,8 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
     if args.process_index == 0:
         audit(args.data_dir)
-        print(describe_run(args, len(pairs), len(validation_pairs or [])))
-        print(f"each image is compared with {args.num_texts_compared} texts")
+        print(describe_run(args, len(pairs), len(validation_pairs or []), checkpoint))
+        print(f"each image is compared with {min(args.num_texts_compared, len(pairs))} texts")
     if args.dry_run:
         return
     model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)

@@ -23,6 +23,7 @@ from medfinetune.evaluation.decoder_suite import evaluate_decoder
 from medfinetune.evaluation.encoder_suite import SuiteOptions, check_tasks, evaluate_encoder
 from medfinetune.evaluation.lexicon import load_lexicon
 from medfinetune.evaluation.page import write_page, write_results
+from medfinetune.evaluation.summary import describe_results
 from medfinetune.evaluation.tasks import read_tasks
 from medfinetune.parser import parse, run
 
@@ -84,6 +85,7 @@ def main() -> None:
         decoder_dir=config.decoder_dir,
         num_gallery=config.num_gallery,
     )
+    print(describe_results(results))
     print(f"figures: {page.with_name('results.json')}\npage:    {page}")
 
 

@@ -24,6 +24,7 @@ def main() -> None:
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     asked = read_arguments({"encoder": SigLIPConfig, "decoder": MllamaSFTConfig})
+    print("counting a step on tensors without memory; the 11B model takes up to a minute", file=sys.stderr)
     args, machine, zero, options = asked.args, asked.machine, asked.zero, asked.options
     if asked.kind == "encoder":
         plan = preflight_encoder(args, machine, zero, options.num_rows)

@@ -21,6 +21,8 @@ def main() -> None:
         print(f"  {reason:<42} {count:>8,}")
     for split, count in report["by_split"].items():
         print(f"split {split:<12} {count:>8,}")
+    if not report["by_split"].get("test"):
+        print("no test split: models can only be scored on rows that chose them; see test_fraction")
     near = report["near_duplicates"]
     print(f"near-duplicates {near['num_pairs']:>5,}   of them across two splits: {near['num_across_splits']:,}")
     if report["unused_images"]["removed"]:

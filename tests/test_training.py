@@ -25,6 +25,24 @@ def test_steps_are_optimiser_steps(tmp_path):
     assert "70 optimiser steps (35 an epoch), 7 of them warm-up" in said
 
 
+def test_a_schedule_longer_than_the_run_is_told(tmp_path):
+    """A recipe of 360 steps cut to 10 would train at a rate near 0."""
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 270}}
+    assert "WARNING: 270 steps of decay" in describe_run(config(tmp_path, max_steps=10, **schedule), 100, 0)
+    assert "WARNING" not in describe_run(config(tmp_path, max_steps=300, **schedule), 100, 0)
+    assert describe_run(config(tmp_path, max_steps=300), 100, 0, "runs/a/checkpoint-5").endswith(
+        "going on from runs/a/checkpoint-5"
+    )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "adapter_model.safetensors"])
+def test_a_finished_run_is_not_written_over(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(InputError, match=f"holds the model of an earlier run \\({name}\\); name another"):
+        checkpoint_to_resume(config(tmp_path))
+
+
 def test_which_checkpoint_is_resumed(tmp_path):
     run = tmp_path / "run"
     assert checkpoint_to_resume(config(tmp_path)) is None

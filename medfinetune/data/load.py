@@ -12,7 +12,7 @@ from medfinetune.data.chat import CHATS_FILE, PAIRS_FILE
 from medfinetune.data.schema import FEATURES, SPLITS
 from medfinetune.errors import InputError
 
-_HINT = "make it with: python recipes/prepare.py --config recipes/prepare/demo.yaml"
+_HINT = "recipes/prepare.py makes it (data_dir is its output_dir; recipes/demo.py --only_inputs makes the demo's)"
 _ROWS_AT_ONCE = 10_000
 _IMAGES = datasets.List(datasets.Image())
 _TEXT = datasets.Value("string")
@@ -80,6 +80,8 @@ def _read_chats(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _existing(data_dir: str | Path, name: str) -> Path:
+    if not str(data_dir):
+        raise InputError(f"data_dir: is missing; {_HINT}")
     folder = Path(data_dir)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {_HINT}")
@@ -123,5 +125,8 @@ def _by_split(
     if not present:
         raise InputError(f"{path}: is empty; {_HINT}")
     if split is not None and split not in present:
-        raise InputError(f"{path}: the split {split} is empty; there are {', '.join(present)}")
+        raise InputError(
+            f"{path}: the split {split} is empty; there are {', '.join(present)}: name one of them with --split, or "
+            f"prepare the data anew with {split}_fraction or a column `split`"
+        )
     return datasets.DatasetDict(present) if split is None else present[split]

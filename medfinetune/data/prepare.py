@@ -51,6 +51,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     output_dir = Path(config.output_dir)
     try:
+        _require_sources(config)
         with _writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
             with only_writer(output_dir):
@@ -115,6 +116,16 @@ def _read(config: PrepareConfig, output_dir: Path) -> Iterator[Record | Dropped]
         yield from _sources(config, output_dir)
     except OSError as error:
         raise InputError(f"{error.filename or 'a source'}: cannot be read: {error.strerror}") from error
+
+
+def _require_sources(config: PrepareConfig) -> None:
+    keys = ("knee_dir", "chen_dir", "pad_ufes_dir", "slake_dir", "reports_file", "reports_dir")
+    missing = [key for key in keys if getattr(config, key) and not Path(getattr(config, key)).exists()]
+    if missing:
+        named = ", ".join(f"{getattr(config, key)} ({key})" for key in missing)
+        kind = "file" if missing == ["reports_file"] else "folder"
+        without = " ".join(f"--{key} null" for key in missing)
+        raise InputError(f"{named}: no such {kind}; to prepare without: {without}")
 
 
 def _sources(config: PrepareConfig, output_dir: Path) -> Iterator[Record | Dropped]:

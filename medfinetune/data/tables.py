@@ -91,6 +91,12 @@ def _csv_rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[str, 
             repeated = next((column for column in columns if columns.count(column) > 1), None)
             if repeated is not None:
                 raise InputError(f"{path}: column {repeated!r} stands more than once")
+            other = next((mark for mark in ";\t|" if mark in "".join(columns)), None)
+            if len(columns) == 1 and other is not None:
+                raise InputError(
+                    f"{path}: the header has one cell, with {other!r} in it; is that the separator? Then set "
+                    f"reports_separator: {other!r}"
+                )
             # The header is row 1, as a spreadsheet counts.
             for number, row in enumerate(reader, start=2):
                 if None in row:

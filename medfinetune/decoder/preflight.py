@@ -16,7 +16,7 @@ from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.cross_attention import use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, lora_config, shape_of
-from medfinetune.decoder.recompute import num_recomputed_layers, recompute_layers, without_zero3
+from medfinetune.decoder.recompute import GIB, measure_stored_bytes, recompute_layers, without_zero3
 from medfinetune.decoder.vision import use_fast_vision
 from medfinetune.preflight.changes import Machine, Setup
 from medfinetune.preflight.memory import Weights, Zero, count_weights
@@ -80,6 +80,35 @@ def count_run(
     step = count_step(model, _step(args, config, model, num_images, num_tiles))
     extra = weights.dequantised_bytes
     return weights, Step(step.peak_bytes + extra, step.activation_bytes + extra, step.tflop, num_recomputed)
+
+
+def num_recomputed_layers(model: Any, args: MllamaSFTConfig, num_images: int) -> int:
+    """How many text layers a run recomputes.
+
+    Args:
+        model: With or without adapters, what is frozen frozen.
+        args: The run's settings.
+        num_images: Images of a row; without any, stock stores nothing in the tower either.
+    """
+    num_layers = model.config.text_config.num_hidden_layers
+    if not args.activation_checkpointing or args.recompute == "none":
+        return 0
+    if args.recompute == "all":
+        return num_layers
+    stored = measure_stored_bytes(
+        model.config,
+        lora_config(args) if args.use_peft else None,
+        args.per_device_train_batch_size,
+        args.max_length,
+        num_images,
+        getattr(torch, args.dtype),
+        args.bf16,
+    )
+    if args.recompute_memory_gib is not None:
+        return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
+    trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
+    saves_tower = args.fast_vision and not trains
+    return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
 
 
 def _model(args: MllamaSFTConfig, config: MllamaConfig, float_adapters: bool) -> Any:

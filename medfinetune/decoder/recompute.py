@@ -24,9 +24,7 @@ from transformers.models.mllama.modeling_mllama import (
     MllamaTextModel,
 )
 
-from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.head import BYTES_A_SCORE, CHUNK_POSITIONS
-from medfinetune.decoder.model import lora_config
 
 GIB = 2**30
 
@@ -128,35 +126,6 @@ def measure_stored_bytes(
     layers = tuple((cross if flag else own) + layer_input for flag in is_cross)
     head = min(num_rows * num_tokens, CHUNK_POSITIONS) * config.text_config.vocab_size * BYTES_A_SCORE
     return StoredBytes(layers, layer_input, tower, head)
-
-
-def num_recomputed_layers(model: Any, args: MllamaSFTConfig, num_images: int) -> int:
-    """How many text layers a run recomputes.
-
-    Args:
-        model: With or without adapters, what is frozen frozen.
-        args: The run's settings.
-        num_images: Images of a row; without any, stock stores nothing in the tower either.
-    """
-    num_layers = model.config.text_config.num_hidden_layers
-    if not args.activation_checkpointing or args.recompute == "none":
-        return 0
-    if args.recompute == "all":
-        return num_layers
-    stored = measure_stored_bytes(
-        model.config,
-        lora_config(args) if args.use_peft else None,
-        args.per_device_train_batch_size,
-        args.max_length,
-        num_images,
-        getattr(torch, args.dtype),
-        args.bf16,
-    )
-    if args.recompute_memory_gib is not None:
-        return stored.num_recomputed(int(args.recompute_memory_gib * GIB))
-    trains = any("vision_model" in name and parameter.requires_grad for name, parameter in model.named_parameters())
-    saves_tower = args.fast_vision and not trains
-    return stored.num_recomputed(stored.budget if saves_tower else stored.peak(num_layers))
 
 
 def saved_bytes(work: Any, without: list[Tensor]) -> int:

@@ -22,8 +22,8 @@ from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
-from medfinetune.decoder.preflight import count_run
-from medfinetune.decoder.recompute import RecomputeLayers, num_recomputed_layers
+from medfinetune.decoder.preflight import count_run, num_recomputed_layers
+from medfinetune.decoder.recompute import RecomputeLayers
 from medfinetune.decoder.rows import ReadableRows, describe_longest, with_empty_image
 from medfinetune.decoder.sampler import BatchSampler, identify_images, measure_lengths, most_images
 from medfinetune.decoder.vision import use_fast_vision
@@ -280,6 +280,9 @@ class MllamaSFTTrainer(SFTTrainer):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtypes[name])
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL's draft is that of a text model, without the base model's name."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with saving_to(self.args.output_dir):

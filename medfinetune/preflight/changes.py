@@ -58,7 +58,7 @@ class Change:
 
 
 def changes_that_fit(setup: Setup, machine: Machine, count: Count) -> list[Change]:
-    """The first changes that make a run fit: each alone, then each on top of all that cost less.
+    """The first changes that make a run fit: each alone, then each on top of all that cost less, then more GPUs.
 
     Args:
         setup: A run that does not fit.
@@ -73,6 +73,11 @@ def changes_that_fit(setup: Setup, machine: Machine, count: Count) -> list[Chang
             counted[key] = count(changed.args, changed.zero)
         memory = memory_on(changed, machine, *counted[key])
         return Change(name, memory.total, sum(memory.host.values()))
+
+    def more_gpus() -> list[Change]:
+        outcomes = (result(changed, name) for changed, name in _more_gpus(setup, machine))
+        fitting = next((outcome for outcome in outcomes if fits_on(outcome.total, outcome.host, machine)), None)
+        return [] if fitting is None else [fitting]
 
     found = []
     for change in _CHANGES:
@@ -89,11 +94,12 @@ def changes_that_fit(setup: Setup, machine: Machine, count: Count) -> list[Chang
         for changed, name in change(together, machine):
             best = (changed, result(changed, "; ".join([*names, name])), name)
             if len(names) and fits_on(best[1].total, best[1].host, machine):
-                return [*found, best[1]]
+                found.append(best[1])
+                return found if len(found) == _MOST_CHANGES else [*found, *more_gpus()]
         if best is not None:
             together = best[0]
             names.append(best[2])
-    return found
+    return [*found, *more_gpus()]
 
 
 def memory_on(setup: Setup, machine: Machine, weights: Weights, step: Step) -> Memory:
@@ -160,7 +166,8 @@ def _small_optimizer(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, st
     if setup.zero is None and getattr(setup.args.optim, "value", setup.args.optim).startswith("adamw_torch"):
         for name in ("adamw_torch_fused", "adamw_8bit"):
             if not (machine.on_cpu and name == "adamw_8bit"):
-                yield _with(setup, optim=name), f"optim: {name}"
+                needs = " (needs bitsandbytes)" if name == "adamw_8bit" else ""
+                yield _with(setup, optim=name), f"optim: {name}{needs}"
 
 
 def _with_adapters(setup: Setup) -> tuple[Setup, str]:
@@ -186,23 +193,30 @@ def _four_bits(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
 
 
 def _zero3(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
-    if machine.on_cpu or (setup.zero is not None and setup.zero.stage == 3) or _quantised(setup):
-        return
-    counts = [setup.num_gpus] if setup.num_gpus > 1 else [2, 4, 8]
-    for number in counts:
-        zero = replace(setup.zero or Zero(), stage=3, bucket_numbers=None)
-        yield replace(setup, zero=zero, num_gpus=number), f"ZeRO-3 on {number} GPUs"
+    if setup.num_gpus > 1 and _may_share_weights(setup, machine) and (setup.zero is None or setup.zero.stage < 3):
+        yield _on_gpus(setup, setup.num_gpus)
 
 
 def _offload(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
-    if machine.on_cpu or _quantised(setup) or (setup.zero is not None and setup.zero.offload_param):
-        return
-    zero = Zero(3, offload_optimizer=True, offload_param=True)
-    yield replace(setup, zero=zero), "ZeRO-3 with optimiser and weights on the host"
+    if _may_share_weights(setup, machine) and not (setup.zero is not None and setup.zero.offload_param):
+        zero = Zero(3, offload_optimizer=True, offload_param=True)
+        yield replace(setup, zero=zero), "ZeRO-3 with optimiser and weights on the host"
 
 
-def _quantised(setup: Setup) -> bool:
-    return any(getattr(setup.args, key, False) for key in ("load_in_4bit", "load_in_8bit"))
+def _more_gpus(setup: Setup, machine: Machine) -> Iterator[tuple[Setup, str]]:
+    if setup.num_gpus == 1 and _may_share_weights(setup, machine):
+        yield from (_on_gpus(setup, number) for number in (2, 4, 8))
+
+
+def _on_gpus(setup: Setup, number: int) -> tuple[Setup, str]:
+    zero = replace(setup.zero or Zero(), stage=3, bucket_numbers=None)
+    return replace(setup, zero=zero, num_gpus=number), f"ZeRO-3 on {number} GPUs"
+
+
+def _may_share_weights(setup: Setup, machine: Machine) -> bool:
+    """DeepSpeed takes no quantised weights, and an encoder's exact batches and `wise_ft` want them whole."""
+    quantised = any(getattr(setup.args, key, False) for key in ("load_in_4bit", "load_in_8bit"))
+    return not (machine.on_cpu or quantised or hasattr(setup.args, "micro_batch_size"))
 
 
 _CHANGES = (_smaller_batch, _checkpointing, _half_weights, _small_optimizer, _adapters, _four_bits, _zero3, _offload)

@@ -77,7 +77,7 @@ def test_columns(data_dir):
     ("load", "name"), [(load_pairs, "all_med_pairs.parquet"), (load_chats, "chat_instructions.jsonl")]
 )
 def test_wrong_input_is_named(data_dir, load, name):
-    with pytest.raises(InputError, match=r"none: no such folder; make it with: python recipes/prepare\.py"):
+    with pytest.raises(InputError, match=r"none: no such folder; recipes/prepare\.py makes it"):
         load(data_dir / "none")
     with pytest.raises(InputError, match="split 'dev' is none of train, validation, test"):
         load(data_dir, "dev")
@@ -88,7 +88,7 @@ def test_wrong_input_is_named(data_dir, load, name):
     with pytest.raises(InputError, match=f"{name}: (is no parquet|line 6 is no JSON)"):
         load(data_dir)
     (data_dir / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: no such file; make it with"):
+    with pytest.raises(InputError, match=f"{name}: no such file; recipes/prepare.py makes it"):
         load(data_dir)
 
 

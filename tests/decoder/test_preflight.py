@@ -4,8 +4,8 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 from medfinetune.data.load import load_chats
 from medfinetune.decoder.model import load_decoder, shape_of
-from medfinetune.decoder.preflight import count_run, preflight
-from medfinetune.decoder.recompute import num_recomputed_layers, recompute_layers
+from medfinetune.decoder.preflight import count_run, num_recomputed_layers, preflight
+from medfinetune.decoder.recompute import recompute_layers
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.preflight.changes import Machine
 from medfinetune.preflight.memory import memory_of

@@ -59,7 +59,10 @@ def test_the_command_prepares_and_sums_up(config, tmp_path):
     [
         ([], "a config is needed: python recipes/prepare.py --config recipes/prepare/demo.yaml"),
         (["--output_dir", "out"], "give at least one of knee_dir"),
-        (["--output_dir", "out", "--knee_dir", "nowhere"], "nowhere: no such folder (knee_dir)"),
+        (
+            ["--output_dir", "out", "--knee_dir", "nowhere"],
+            "nowhere (knee_dir): no such folder; to prepare without: --knee_dir null",
+        ),
         (["--output_dir", "out", "--knee_dir", "x", "--knee_grader", "III"], "knee_grader"),
         (["--output_dir", "out", "--knee_dir", "x", "--max_pairs", "{knee: many}"], "max_pairs"),
         (["--output_dir", "out", "--knee_dir", "x", "--knee_dirs", "y"], "knee_dirs"),

@@ -1,0 +1,53 @@
+"""The few figures that a terminal shows, each beside what a model without sight would reach."""
+
+from typing import Any
+
+
+def describe_results(results: dict[str, Any]) -> str:
+    """The main figures of `results.json`, a line each; a model that was not evaluated has none.
+
+    Args:
+        results: What `recipes/evaluate.py` writes.
+    """
+    return "\n".join([*_encoder(results.get("encoder")), *_decoder(results.get("decoder"))])
+
+
+def _encoder(figures: dict[str, Any] | None) -> list[str]:
+    lines = []
+    for name, by_language in (figures or {}).items():
+        if name.startswith("recall_at_1_among_"):
+            size = int(name.removeprefix("recall_at_1_among_"))
+            lines += [
+                _line("encoder", f"recall@1 among {size}, {language}", value, "chance", 1 / size)
+                for language, value in by_language.items()
+            ]
+    if figures and "zero_shot_accuracy" in figures:
+        known = figures["zero_shot_accuracy"], "chance", figures["zero_shot_chance"]
+        lines.append(_line("encoder", "zero-shot accuracy", *known))
+    return lines
+
+
+def _decoder(figures: dict[str, Any] | None) -> list[str]:
+    if not figures:
+        return []
+    shuffled = "images shuffled"
+    lines = [
+        _line(
+            "decoder",
+            f"BLEU, {language}",
+            bleu["score"],
+            shuffled,
+            figures.get("bleu_shuffled_image", {}).get(language, {}).get("score"),
+        )
+        for language, bleu in figures["bleu"].items()
+    ]
+    for name in ("perplexity", "finding_accuracy"):
+        if figures.get(name) is not None:
+            known = figures[name], shuffled, figures.get(f"{name}_shuffled_image")
+            lines.append(_line("decoder", name.replace("_", " "), *known))
+    return lines
+
+
+def _line(model: str, name: str, value: float | None, control: str, of_control: float | None) -> str:
+    beside = "" if of_control is None else f"   ({control}: {of_control:.3f})"
+    return f"{model}  {name:<24} {'-' if value is None else f'{value:.3f}':>8}{beside}"
