@@ -25,13 +25,13 @@ class PairCache(torch.utils.data.Dataset):
     when the images or the size change. `columns` holds what is known of the rows besides: texts, labels, patients.
     """
 
-    def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
+    def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int | None = None):
         """
         Args:
             pairs: Rows with `images`, `pixel_sha256`, `text` and `language`, as `load_pairs` gives them.
             processor: A `SiglipProcessor`.
             cache_dir: Where the file is kept; it takes `3 * H * W` bytes an image.
-            max_length: Tokens of every text.
+            max_length: Tokens of every text; as for `SigLIPCollator`.
 
         Raises:
             InputError: No pairs, or an image that no longer opens (its row is named).

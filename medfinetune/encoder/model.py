@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
@@ -22,7 +23,10 @@ from medfinetune.errors import InputError, why_not_loaded
 
 
 def load_encoder(
-    model_name_or_path: str, model_revision: str | None = None, image_size_px: int | None = None
+    model_name_or_path: str,
+    model_revision: str | None = None,
+    image_size_px: int | None = None,
+    max_text_length: int | None = None,
 ) -> tuple[Any, SiglipProcessor]:
     """Loads model (fp32) and processor.
 
@@ -32,12 +36,14 @@ def load_encoder(
         model_revision: The commit, tag or branch on the Hub.
         image_size_px: Where it differs from the checkpoint's, the position grid is interpolated once and for all:
             weights, config and processor then agree, and nobody needs a flag afterwards.
+        max_text_length: Tokens of every text; what the checkpoint's tokenizer says where left out.
 
     Returns:
         A `SiglipModel`, or for an adapter a `PeftModel` around one; and the processor.
 
     Raises:
-        InputError: The checkpoint cannot be read, holds no SigLIP, or the size is no multiple of the patch.
+        InputError: The checkpoint cannot be read, holds no SigLIP, the size is no multiple of the patch, or there are
+            fewer positions than tokens.
     """
     adapter = Path(model_name_or_path) / "adapter_config.json"
     try:
@@ -59,7 +65,22 @@ def load_encoder(
         raise InputError(why_not_loaded(model_name_or_path, error)) from error
     if image_size_px is not None:
         resize_positions(model, processor, image_size_px)
+    # Some tokenizers name no length, which reads as one without end.
+    own = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    set_text_length(model, processor, own if max_text_length is None else max_text_length)
     return model, processor
+
+
+def set_text_length(model: Any, processor: Any, max_text_length: int) -> None:
+    """Writes the length of every text into the tokenizer, which is saved with the model: collators read it there.
+
+    Raises:
+        InputError: The model has fewer positions.
+    """
+    positions = model.config.text_config.max_position_embeddings
+    if not 1 <= max_text_length <= positions:
+        raise InputError(f"max_text_length: {max_text_length}: must be 1 to {positions}, the positions the model has")
+    processor.tokenizer.model_max_length = max_text_length
 
 
 def _require_siglip(name: str, revision: str | None) -> None:
@@ -84,6 +105,27 @@ def _load_processor(name: str, revision: str | None) -> SiglipProcessor:
         # SigLIP 2 learned lower-case text, but its files name a tokenizer that keeps capitals.
         tokenizer = Siglip2Tokenizer.from_pretrained(name, padding_side="right", **settings)
     return SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def initialise_temperature_and_bias(model: nn.Module, init: str | None, num_texts: int) -> None:
+    """Sets the two learnable scalars.
+
+    Args:
+        model: A `SiglipModel`.
+        init: `keep` leaves the checkpoint's own. `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
+            suits a start from scratch with batches of thousands; `prior` sets log 10 and `-ln(num_texts - 1)`, the
+            log odds that a text of the batch belongs to an image. Both undo what a pretrained checkpoint has learned.
+            None is `paper` where both are 0, as a new `SiglipModel` has them, and `keep` elsewhere.
+        num_texts: How many texts an image is compared with.
+    """
+    scale, bias = model.logit_scale, model.logit_bias
+    if init is None and scale.numel() and not scale.any() and not bias.any():
+        init = "paper"
+    if init in (None, "keep"):
+        return
+    with torch.no_grad():
+        scale.fill_(math.log(10))
+        bias.fill_(-10.0 if init == "paper" else -math.log(max(num_texts - 1, 1)))
 
 
 def resize_positions(model: SiglipModel, processor: Any, image_size_px: int) -> None:

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
 from medfinetune.distributed import gather, rank, world_size
 from medfinetune.encoder.adapter import prepare_to_learn
+from medfinetune.encoder.augment import AugmentedPairs, augments
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
@@ -20,6 +21,7 @@ from medfinetune.encoder.exact import exact_backward
 from medfinetune.encoder.labels import labels_from_groups
 from medfinetune.encoder.loss import sigmoid_loss, softmax_normalized_loss
 from medfinetune.encoder.metrics import embed_texts
+from medfinetune.encoder.model import initialise_temperature_and_bias, set_text_length
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
@@ -60,9 +62,12 @@ class SigLIPTrainer(Trainer):
             data_collator: A `SigLIPCollator` where left out.
             **kwargs: As for `transformers.Trainer`.
         """
+        if processing_class is not None:
+            set_text_length(model, processing_class, args.max_text_length)
         sets = [] if eval_dataset is None else [eval_dataset]
         if isinstance(eval_dataset, dict):
             sets = list(eval_dataset.values())
+        _require_honoured(model, args, train_dataset, sets)
         self._tasks = read_known_tasks(args.zero_shot_file, sets)
         self._by_label = args.duplicates == "positive"
         # Before the first step, so that what is wrong with them is said at once.
@@ -74,7 +79,7 @@ class SigLIPTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
+            data_collator=data_collator or SigLIPCollator(processing_class),
             compute_metrics=self._figures,
             **kwargs,
         )
@@ -244,9 +249,8 @@ class SigLIPTrainer(Trainer):
         """Every process takes them all: where the model is split over them, each must go through it."""
 
         def embed(texts: list[str]) -> Tensor:
-            batch_size, max_length = self.args.per_device_eval_batch_size, self.args.max_text_length
             with self.compute_loss_context_manager():
-                return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
+                return embed_texts(self.model, self.processing_class, texts, self.args.per_device_eval_batch_size)
 
         embeds = (torch.as_tensor(part) for part in prediction.predictions)
         scale, bias = _scale_and_bias(self.model)
@@ -261,21 +265,19 @@ class SigLIPTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def initialise_temperature_and_bias(model: nn.Module, init: str, num_texts: int) -> None:
-    """Sets the two learnable scalars.
-
-    Args:
-        model: A `SiglipModel`.
-        init: `keep` leaves the checkpoint's own. `paper` sets log 10 and -10 (Zhai et al. 2023, section 3.1), which
-            suits a start from scratch with batches of thousands; `prior` sets log 10 and `-ln(num_texts - 1)`, the
-            log odds that a text of the batch belongs to an image. Both undo what a pretrained checkpoint has learned.
-        num_texts: How many texts an image is compared with.
-    """
-    if init == "keep":
-        return
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10.0 if init == "paper" else -math.log(max(num_texts - 1, 1)))
+def _require_honoured(model: nn.Module, args: SigLIPConfig, train_dataset: Any, eval_datasets: list[Any]) -> None:
+    """What the trainer itself cannot do must have been done before: no setting is silently passed over."""
+    own = model.config.vision_config.image_size
+    if args.image_size_px not in (None, own):
+        raise InputError(f"image_size_px: {args.image_size_px}: the model takes {own} px; give load_encoder the size")
+    for dataset in (train_dataset, *eval_datasets):
+        cached = dataset.input_ids.shape[1] if isinstance(dataset, PairCache | AugmentedPairs) else args.max_text_length
+        if cached != args.max_text_length:
+            made = f"the pairs were cached with {cached} tokens; give load_encoder the length before"
+            raise InputError(f"max_text_length: {args.max_text_length}: {made}")
+    asked = augments(args)
+    if asked and not isinstance(train_dataset, AugmentedPairs):
+        raise InputError(f"{asked[0]}: train_dataset alters no images; make it with medfinetune.augment_pairs")
 
 
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:
