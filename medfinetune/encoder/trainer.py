@@ -67,6 +67,7 @@ class SigLIPTrainer(Trainer):
         sets = [] if eval_dataset is None else [eval_dataset]
         if isinstance(eval_dataset, dict):
             sets = list(eval_dataset.values())
+            _require_one_to_choose_by(args, list(eval_dataset))
         _require_honoured(model, args, train_dataset, sets)
         self._tasks = read_known_tasks(args.zero_shot_file, sets)
         self._by_label = args.duplicates == "positive"
@@ -278,6 +279,14 @@ def _require_honoured(model: nn.Module, args: SigLIPConfig, train_dataset: Any, 
     asked = augments(args)
     if asked and not isinstance(train_dataset, AugmentedPairs):
         raise InputError(f"{asked[0]}: train_dataset alters no images; make it with medfinetune.augment_pairs")
+
+
+def _require_one_to_choose_by(args: SigLIPConfig, names: list[str]) -> None:
+    """Of several validation sets, the figures' names begin with the set's; said here, not at the first evaluation."""
+    metric = args.metric_for_best_model
+    if args.load_best_model_at_end and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        known = f"validation sets are {', '.join(names)}; name one, as in {names[0]}_{metric}"
+        raise InputError(f"metric_for_best_model: {metric}: the {known}")
 
 
 def _scale_and_bias(model: nn.Module) -> tuple[Tensor, Tensor]:

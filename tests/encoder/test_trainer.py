@@ -129,10 +129,16 @@ def test_figures_are_of_the_set_that_is_evaluated(loaded, tmp_path, cached):
     assert_search_of(trainer.evaluate(given(other)), "eval", model, processor, other)
     assert_search_of(trainer.evaluate(), "eval", model, processor, validation)
     sets = {"one": given(validation), "two": given(other)}
-    trainer = SigLIPTrainer(model, config(tmp_path), given(train), sets, processor, data_collator=collate)
+    with pytest.raises(InputError, match="validation sets are one, two; name one, as in one_recall_at_1"):
+        SigLIPTrainer(model, config(tmp_path), given(train), sets, processor, data_collator=collate)
+    args = config(tmp_path, metric_for_best_model="two_recall_at_1")
+    trainer = SigLIPTrainer(model, args, given(train), sets, processor, data_collator=collate)
     metrics = trainer.evaluate()
     assert_search_of(metrics, "eval_one", model, processor, validation)
     assert_search_of(metrics, "eval_two", model, processor, other)
+    trainer.train()
+    found = [line["eval_two_recall_at_1"] for line in trainer.state.log_history if "eval_two_recall_at_1" in line]
+    assert trainer.state.best_metric == max(found[-2:])
 
 
 def test_cached_pairs_train_alike(loaded, tmp_path):
