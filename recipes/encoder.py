@@ -35,9 +35,9 @@ def main() -> None:
         print(f"each image is compared with {min(args.num_texts_compared, len(pairs))} texts")
     if args.dry_run:
         return
-    model, processor = load_encoder(args.model_name_or_path, args.model_revision, args.image_size_px)
-    cache_dir = Path(args.data_dir) / "cache"
-    cached = partial(PairCache, processor=processor, cache_dir=cache_dir, max_length=args.max_text_length)
+    start = args.model_name_or_path, args.model_revision, args.image_size_px, args.max_text_length
+    model, processor = load_encoder(*start)
+    cached = partial(PairCache, processor=processor, cache_dir=Path(args.data_dir) / "cache")
     with args.main_process_first(desc="resizing images"):
         train = augment_pairs(pairs, cached, args)
         validation = cached(validation_pairs) if validation_pairs else None

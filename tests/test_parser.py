@@ -115,4 +115,4 @@ def test_saved_config_is_read_back(tmp_path):
     save_config(config, tmp_path / "c" / "config.yaml")
     text = (tmp_path / "c" / "config.yaml").read_text()
     assert "data_dir: d\n" in text
-    assert "temperature_bias_init: keep\n" in text
+    assert "temperature_bias_init: null\n" in text

@@ -14,7 +14,7 @@ from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.sides import swap_sides
 
-_KEYS = ("rotation_degrees", "brightness", "contrast", "horizontal_flip_probability")
+_OFF = {"rotation_degrees": 0, "crop_scale_min": 1, "brightness": 0, "contrast": 0, "horizontal_flip_probability": 0}
 
 
 def augment_pairs(
@@ -31,7 +31,7 @@ def augment_pairs(
         The `PairCache` itself where no strength is set; else `AugmentedPairs` around it.
     """
     cache = make_cache(pairs)
-    if args.crop_scale_min == 1 and not any(getattr(args, key) for key in _KEYS):
+    if not augments(args):
         return cache
     if not args.horizontal_flip_probability:
         return AugmentedPairs(cache, args)
@@ -42,6 +42,11 @@ def augment_pairs(
             "others name a side that cannot be swapped safely"
         )
     return AugmentedPairs(cache, args, make_cache(mirrored_pairs), can_mirror)
+
+
+def augments(args: SigLIPConfig) -> list[str]:
+    """The settings that alter training images, by name; none where they are used as they are."""
+    return [key for key, off in _OFF.items() if getattr(args, key) != off]
 
 
 def mirror_texts(pairs: datasets.Dataset) -> tuple[datasets.Dataset, list[bool]]:
@@ -86,6 +91,11 @@ class AugmentedPairs(torch.utils.data.Dataset):
         self.collate = cache.collate
         # Shared, so that workers that live longer than an epoch see it too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def input_ids(self) -> Tensor:
+        """`(N, max_length)`, the texts as they are."""
+        return self._cache.input_ids
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; called before each epoch."""

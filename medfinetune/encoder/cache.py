@@ -34,14 +34,14 @@ class PairCache(torch.utils.data.Dataset):
     known of the rows besides: texts, labels, patients.
     """
 
-    def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int = 64):
+    def __init__(self, pairs: datasets.Dataset, processor: Any, cache_dir: Path, max_length: int | None = None):
         """
         Args:
             pairs: Rows with `images`, `pixel_sha256`, `text` and `language`, as `load_pairs` gives them.
             processor: A `SiglipProcessor`.
             cache_dir: Where the file is kept; it takes `3 * H * W` bytes an image. It is made by all cores where it is
                 missing.
-            max_length: Tokens of every text.
+            max_length: Tokens of every text; as for `SigLIPCollator`.
 
         Raises:
             InputError: No pairs, an image that no longer opens (its row is named), or a file that cannot be written.

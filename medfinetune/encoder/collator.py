@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from medfinetune.encoder.labels import COLUMNS, group_ids_of
 from medfinetune.encoder.text import normalize_text
@@ -21,11 +22,11 @@ class SigLIPCollator:
     padded to the longest, the same sentence gets another embedding.
     """
 
-    def __init__(self, processor: Any, max_length: int = 64):
+    def __init__(self, processor: Any, max_length: int | None = None):
         """
         Args:
             processor: A `SiglipProcessor`; its size, mean and std are used as they are.
-            max_length: Tokens of every text; 64 for all published SigLIP checkpoints.
+            max_length: Tokens of every text; what the tokenizer says where left out, and 64 where it says nothing.
         """
         self._processor = processor
         self._max_length = max_length
@@ -66,11 +67,12 @@ class SigLIPCollator:
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` of shape `(B, max_length)`."""
+        said = self._processor.tokenizer.model_max_length
         encoded = self._processor.tokenizer(
             [normalize_text(text) for text in texts],
             padding="max_length",
             truncation=True,
-            max_length=self._max_length,
+            max_length=self._max_length or (said if said < VERY_LARGE_INTEGER else 64),
             return_tensors="pt",
         )
         return {"input_ids": encoded["input_ids"]}

@@ -33,7 +33,10 @@ class SigLIPConfig(TrainingArguments):
         default_factory=lambda: ["caption", "report", "question"],
         metadata={"help": "Kinds of pairs to train on: caption, report, question."},
     )
-    max_text_length: int = field(default=64, metadata={"help": "Tokens of every text; SigLIP was trained with 64."})
+    max_text_length: int = field(
+        default=64,
+        metadata={"help": "Tokens of every text; SigLIP was trained with 64. Saved with the model's tokenizer."},
+    )
     micro_batch_size: int | None = field(
         default=None,
         metadata={
@@ -43,7 +46,10 @@ class SigLIPConfig(TrainingArguments):
     )
     loss_type: Literal["sigmoid", "softmax_normalized"] = field(
         default="sigmoid",
-        metadata={"help": "sigmoid: SigLIP's own. softmax_normalized: each image's softmax over all texts."},
+        metadata={
+            "help": "sigmoid: SigLIP's own. softmax_normalized: the formula that the original note printed, as we read "
+            "it: each image's softmax over all texts."
+        },
     )
     duplicates: Literal["positive", "ignore", "negative"] = field(
         default="positive",
@@ -52,11 +58,12 @@ class SigLIPConfig(TrainingArguments):
             "negative as in the paper. Unless negative, texts of the same patient with another finding are ignored."
         },
     )
-    temperature_bias_init: Literal["keep", "paper", "prior"] = field(
-        default="keep",
+    temperature_bias_init: Literal["keep", "paper", "prior"] | None = field(
+        default=None,
         metadata={
             "help": "keep: the checkpoint's own temperature and bias. From scratch, paper: log 10 and -10; prior: "
-            "log 10 and the log odds of a match in a batch."
+            "log 10 and the log odds of a match in a batch. Left out: keep, and paper for a model whose two are both "
+            "0, as a new one's are."
         },
     )
     logit_lr: float | None = field(
@@ -126,7 +133,14 @@ class SigLIPConfig(TrainingArguments):
             "whose sides cannot be swapped safely are left alone."
         },
     )
-    save_strategy: str = field(default="steps", metadata={"help": "When to save: steps, epoch or no."})
+    restore_callback_states_from_checkpoint: bool | None = field(
+        default=None,
+        metadata={"help": "Resume with the callbacks' counts; left out: where early_stopping_patience is set."},
+    )
+    save_strategy: str = field(
+        default="steps",
+        metadata={"help": "When to save: steps, epoch, best or no; as eval_strategy with load_best_model_at_end."},
+    )
     metric_for_best_model: str = field(
         default="recall_at_1", metadata={"help": "The validation figure that chooses the checkpoint."}
     )
@@ -154,22 +168,38 @@ class SigLIPConfig(TrainingArguments):
     def __post_init__(self):
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns: must be false, or the Trainer drops the images from the rows")
-        if self.eval_strategy != "no":
-            # The best checkpoint can only be kept if one is saved wherever it is measured.
-            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
-        elif self.load_best_model_at_end:
-            self.load_best_model_at_end = False
+        _align_saving(self)
+        if self.restore_callback_states_from_checkpoint is None:
+            self.restore_callback_states_from_checkpoint = self.early_stopping_patience is not None
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise InputError(f"micro_batch_size: {self.micro_batch_size}: must be at least 1")
         _check_fine_tuning(self)
         if self.dry_run and not torch.accelerator.is_available():
             self.use_cpu = True  # or a 16-bit recipe could only be checked where it can run
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from error
 
     @property
     def num_texts_compared(self) -> int:
         """How many texts each image is compared with: those of one batch of all processes."""
         return self.per_device_train_batch_size * self.world_size
+
+
+def _align_saving(args: SigLIPConfig) -> None:
+    if args.eval_strategy == "no":
+        args.load_best_model_at_end = False
+        return
+    if args.eval_strategy == "steps" and not args.eval_steps:
+        if not args.logging_steps:
+            raise InputError("eval_steps: is missing, and logging_steps, which it would follow, is 0")
+        args.eval_steps = args.logging_steps
+    if args.load_best_model_at_end and args.save_strategy != "best":
+        # The best checkpoint can only be kept if one is saved wherever it is measured.
+        args.save_strategy = args.eval_strategy
+        if args.eval_strategy == "steps":
+            args.save_steps = args.eval_steps
 
 
 def _check_fine_tuning(args: SigLIPConfig) -> None:

@@ -153,11 +153,14 @@ def softmax_normalized_loss(
     first_text: int = 0,
     labels: Labels | None = None,
 ) -> Tensor:
-    """Cross-entropy of each image over all texts: `-mean(z_ii - log sum_j exp z_ij)`, `z = scale * cosine + bias`.
+    """Cross-entropy of each image over all texts, a softmax.
 
-    The formula with a log-sum-exp that the project's first note printed under the name of the sigmoid loss; it is that
-    of a softmax, here for comparison. The bias cancels, and learns nothing. With several right texts an image, their
-    share of the probability is what is learned, each as much.
+    `L = -(1/B) sum_i [z_ii - log sum_j exp(z_ij)]`, `z_ij = scale * cos(image_i, text_j) + bias`, `j` over all texts.
+
+    This is how we read the formula with a log-sum-exp that the project's first note printed under the name of the
+    sigmoid loss; here for comparison. The bias stands in both terms and cancels: it learns nothing. Unrelated
+    embeddings cost ln N. With several right texts an image, their share of the probability is what is learned, each as
+    much.
 
     Args:
         image_embeds: `(B, D)`, unit norm.

@@ -29,9 +29,9 @@ def embed_images(model: Any, processor: Any, images: Iterable[Image.Image], batc
 
 
 @torch.no_grad()
-def embed_texts(model: Any, processor: Any, texts: Iterable[str], batch_size: int = 64, max_length: int = 64) -> Tensor:
-    """Unit-norm embeddings `(N, D)` of texts of `max_length` tokens, in fp32 on the CPU."""
-    collator = SigLIPCollator(processor, max_length)
+def embed_texts(model: Any, processor: Any, texts: Iterable[str], batch_size: int = 64) -> Tensor:
+    """Unit-norm embeddings `(N, D)` of texts as long as the model was trained with, in fp32 on the CPU."""
+    collator = SigLIPCollator(processor)
     embeds = []
     for batch in _batches(texts, batch_size, "embedding texts"):
         input_ids = collator.texts(batch)["input_ids"].to(model.device)

@@ -22,7 +22,10 @@ from medfinetune.errors import InputError, why_not_loaded
 
 
 def load_encoder(
-    model_name_or_path: str, model_revision: str | None = None, image_size_px: int | None = None
+    model_name_or_path: str,
+    model_revision: str | None = None,
+    image_size_px: int | None = None,
+    max_text_length: int | None = None,
 ) -> tuple[Any, SiglipProcessor]:
     """Loads model (fp32) and processor.
 
@@ -32,12 +35,14 @@ def load_encoder(
         model_revision: The commit, tag or branch on the Hub.
         image_size_px: Where it differs from the checkpoint's, the position grid is interpolated once and for all:
             weights, config and processor then agree, and nobody needs a flag afterwards.
+        max_text_length: Tokens of every text; what the checkpoint's tokenizer says where left out.
 
     Returns:
         A `SiglipModel`, or for an adapter a `PeftModel` around one; and the processor.
 
     Raises:
-        InputError: The checkpoint cannot be read, holds no SigLIP, or the size is no multiple of the patch.
+        InputError: The checkpoint cannot be read, holds no SigLIP, the size is no multiple of the patch, or there are
+            fewer positions than tokens.
     """
     adapter = Path(model_name_or_path) / "adapter_config.json"
     try:
@@ -59,7 +64,22 @@ def load_encoder(
         raise InputError(why_not_loaded(model_name_or_path, error)) from error
     if image_size_px is not None:
         resize_positions(model, processor, image_size_px)
+    # Some tokenizers name no length, which reads as one without end.
+    own = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    set_text_length(model, processor, own if max_text_length is None else max_text_length)
     return model, processor
+
+
+def set_text_length(model: Any, processor: Any, max_text_length: int) -> None:
+    """Writes the length of every text into the tokenizer, which is saved with the model: collators read it there.
+
+    Raises:
+        InputError: The model has fewer positions.
+    """
+    positions = model.config.text_config.max_position_embeddings
+    if not 1 <= max_text_length <= positions:
+        raise InputError(f"max_text_length: {max_text_length}: must be 1 to {positions}, the positions the model has")
+    processor.tokenizer.model_max_length = max_text_length
 
 
 def _require_siglip(name: str, revision: str | None) -> None:

@@ -15,11 +15,13 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from medfinetune.distributed import gather, rank, world_size
 from medfinetune.encoder.adapter import prepare_to_learn
+from medfinetune.encoder.augment import AugmentedPairs, augments
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import Loss, exact_backward, whole_batch_loss
 from medfinetune.encoder.metrics import embed_texts
+from medfinetune.encoder.model import set_text_length
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
 from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
@@ -60,9 +62,13 @@ class SigLIPTrainer(Trainer):
             data_collator: A `SigLIPCollator` where left out.
             **kwargs: As for `transformers.Trainer`.
         """
+        if processing_class is not None:
+            set_text_length(model, processing_class, args.max_text_length)
         sets = [] if eval_dataset is None else [eval_dataset]
         if isinstance(eval_dataset, dict):
             sets = list(eval_dataset.values())
+            _require_one_to_choose_by(args, list(eval_dataset))
+        _require_honoured(model, args, train_dataset, sets)
         self._tasks = read_known_tasks(args.zero_shot_file, sets)
         self._by_label = args.duplicates == "positive"
         # Before the first step, so that what is wrong with them is said at once.
@@ -74,7 +80,7 @@ class SigLIPTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or SigLIPCollator(processing_class, args.max_text_length),
+            data_collator=data_collator or SigLIPCollator(processing_class),
             compute_metrics=self._figures,
             **kwargs,
         )
@@ -275,9 +281,8 @@ class SigLIPTrainer(Trainer):
         """Every process takes them all: where the model is split over them, each must go through it."""
 
         def embed(texts: list[str]) -> Tensor:
-            batch_size, max_length = self.args.per_device_eval_batch_size, self.args.max_text_length
             with self.compute_loss_context_manager():
-                return embed_texts(self.model, self.processing_class, texts, batch_size, max_length)
+                return embed_texts(self.model, self.processing_class, texts, self.args.per_device_eval_batch_size)
 
         embeds = (torch.as_tensor(part) for part in prediction.predictions)
         scale, bias = scale_and_bias(self.model)
@@ -290,3 +295,26 @@ class SigLIPTrainer(Trainer):
             log_scale = scale.item()
             logs |= {"logit_scale": log_scale, "temperature": math.exp(log_scale), "logit_bias": bias.item()}
         super().log(logs, *args, **kwargs)
+
+
+def _require_honoured(model: nn.Module, args: SigLIPConfig, train_dataset: Any, eval_datasets: list[Any]) -> None:
+    """What the trainer itself cannot do must have been done before: no setting is silently passed over."""
+    own = model.config.vision_config.image_size
+    if args.image_size_px not in (None, own):
+        raise InputError(f"image_size_px: {args.image_size_px}: the model takes {own} px; give load_encoder the size")
+    for dataset in (train_dataset, *eval_datasets):
+        cached = dataset.input_ids.shape[1] if isinstance(dataset, PairCache | AugmentedPairs) else args.max_text_length
+        if cached != args.max_text_length:
+            made = f"the pairs were cached with {cached} tokens; give load_encoder the length before"
+            raise InputError(f"max_text_length: {args.max_text_length}: {made}")
+    asked = augments(args)
+    if asked and not isinstance(train_dataset, AugmentedPairs):
+        raise InputError(f"{asked[0]}: train_dataset alters no images; make it with medfinetune.augment_pairs")
+
+
+def _require_one_to_choose_by(args: SigLIPConfig, names: list[str]) -> None:
+    """Of several validation sets, the figures' names begin with the set's; said here, not at the first evaluation."""
+    metric = args.metric_for_best_model
+    if args.load_best_model_at_end and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        known = f"validation sets are {', '.join(names)}; name one, as in {names[0]}_{metric}"
+        raise InputError(f"metric_for_best_model: {metric}: the {known}")

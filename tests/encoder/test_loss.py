@@ -65,6 +65,18 @@ def test_start_of_the_paper():
     assert math.isclose(loss, 10.0, abs_tol=0.3)
 
 
+@pytest.mark.parametrize("num_texts", [8, 64])
+def test_start_of_the_softmax(num_texts):
+    """Unrelated embeddings cost ln N whatever the bias, exactly where all cosines are the same."""
+    images = F.normalize(torch.ones(num_texts, 16), dim=1)
+    for bias in (-10.0, 0.0):
+        loss = softmax_normalized_loss(images, images, torch.tensor(10.0), torch.tensor(bias))
+        assert math.isclose(loss.item(), math.log(num_texts), rel_tol=1e-5)
+    images, texts, _, _ = made(num_texts, num_texts, 4096, torch.float32)
+    loss = softmax_normalized_loss(images, texts, torch.tensor(10.0), torch.tensor(-10.0))
+    assert math.isclose(loss.item(), math.log(num_texts), abs_tol=0.1)
+
+
 def test_fp32_under_autocast():
     images, texts, scale, bias = made(8, 8, 16, torch.float32)
     plain = sigmoid_loss(images, texts, scale, bias)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
-from transformers import EarlyStoppingCallback
+from transformers import AutoProcessor, EarlyStoppingCallback, SiglipModel
 
 import medfinetune
 from medfinetune.data.load import load_pairs
@@ -130,10 +130,16 @@ def test_figures_are_of_the_set_that_is_evaluated(loaded, tmp_path, cached):
     assert_search_of(trainer.evaluate(given(other)), "eval", model, processor, other)
     assert_search_of(trainer.evaluate(), "eval", model, processor, validation)
     sets = {"one": given(validation), "two": given(other)}
-    trainer = SigLIPTrainer(model, config(tmp_path), given(train), sets, processor, data_collator=collate)
+    with pytest.raises(InputError, match="validation sets are one, two; name one, as in one_recall_at_1"):
+        SigLIPTrainer(model, config(tmp_path), given(train), sets, processor, data_collator=collate)
+    args = config(tmp_path, metric_for_best_model="two_recall_at_1")
+    trainer = SigLIPTrainer(model, args, given(train), sets, processor, data_collator=collate)
     metrics = trainer.evaluate()
     assert_search_of(metrics, "eval_one", model, processor, validation)
     assert_search_of(metrics, "eval_two", model, processor, other)
+    trainer.train()
+    found = [line["eval_two_recall_at_1"] for line in trainer.state.log_history if "eval_two_recall_at_1" in line]
+    assert trainer.state.best_metric == max(found[-2:])
 
 
 def test_cached_pairs_train_alike(loaded, tmp_path):
@@ -180,6 +186,66 @@ def test_start_of_temperature_and_bias(loaded, tmp_path):
         SigLIPTrainer(model, args, train, None, processor)
         assert math.isclose(model.logit_scale.item(), scale, rel_tol=1e-6), init
         assert math.isclose(model.logit_bias.item(), bias, rel_tol=1e-6), init
+
+
+def test_a_new_model_starts_as_the_paper_does_and_a_checkpoint_as_it_is(loaded, tmp_path):
+    model, processor, train, _ = loaded
+    own = model.logit_scale.item(), model.logit_bias.item()
+    args = config(tmp_path, eval_strategy="no")
+    assert args.temperature_bias_init is None
+    SigLIPTrainer(model, args, train, None, processor)
+    assert (model.logit_scale.item(), model.logit_bias.item()) == own
+    for init, expected in ((None, (math.log(10), -10.0)), ("keep", (0.0, 0.0))):
+        new = SiglipModel(model.config)
+        SigLIPTrainer(new, config(tmp_path, temperature_bias_init=init, eval_strategy="no"), train, None, processor)
+        assert (new.logit_scale.item(), new.logit_bias.item()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size_px": 96}, "image_size_px: 96: the model takes 48 px; give load_encoder the size"),
+        ({"brightness": 0.1}, "brightness: train_dataset alters no images; make it with medfinetune.augment_pairs"),
+        ({"crop_scale_min": 0.9}, "crop_scale_min: train_dataset alters no images"),
+        ({"horizontal_flip_probability": 0.5}, "horizontal_flip_probability: train_dataset alters no images"),
+        ({"max_text_length": 65}, "max_text_length: 65: must be 1 to 64, the positions the model has"),
+        ({"max_text_length": 32}, "max_text_length: 32: the pairs were cached with 64 tokens"),
+    ],
+)
+def test_settings_that_would_be_passed_over_are_refused(loaded, tmp_path, changes, message):
+    model, processor, train, validation = loaded
+    cache = PairCache(train, processor, tmp_path)
+    with pytest.raises(InputError, match=message):
+        SigLIPTrainer(model, config(tmp_path, **changes), cache, validation, processor, data_collator=cache.collate)
+
+
+def test_an_augmented_set_is_taken(loaded, tmp_path):
+    model, processor, train, validation = loaded
+    args = config(tmp_path, image_size_px=48, brightness=0.1, max_steps=1)
+    pairs = medfinetune.augment_pairs(train, lambda rows: PairCache(rows, processor, tmp_path), args)
+    cached = PairCache(validation, processor, tmp_path)
+    SigLIPTrainer(model, args, pairs, cached, processor, data_collator=pairs.collate).train()
+
+
+def test_the_length_of_texts_is_saved_and_read_by_the_evaluation(loaded, tmp_path, tiny_siglip):
+    model, processor, train, validation = loaded
+    args = config(tmp_path, max_text_length=32, max_steps=1, learning_rate=0.0, logit_lr=0.0, eval_strategy="no")
+    trainer = SigLIPTrainer(model, args, train, None, processor)
+    assert trainer.data_collator([train[0]])["input_ids"].shape == (1, 32)
+    trainer.save_model()
+    again, its_processor = load_encoder(args.output_dir)
+    texts = list(validation["text"])[:3]
+    ids = SigLIPCollator(processor, 32).texts(texts)["input_ids"]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    torch.testing.assert_close(embed_texts(again.eval(), its_processor, texts), expected)
+    # The stock processor pads to it too; and the length can be set again.
+    stock = AutoProcessor.from_pretrained(args.output_dir)
+    assert stock(text=texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"].shape[1] == 32
+    longer = load_encoder(args.output_dir, max_text_length=64)[1]
+    assert not torch.allclose(embed_texts(again, longer, texts), expected, atol=1e-3)
+    with pytest.raises(InputError, match="max_text_length: 65: must be 1 to 64"):
+        load_encoder(str(tiny_siglip), max_text_length=65)
 
 
 def test_pairs_that_say_the_same_are_known(loaded, tmp_path):
@@ -356,6 +422,44 @@ def test_early_stopping(loaded, tmp_path):
     trainer = SigLIPTrainer(model, config(tmp_path, **settings), train, validation, processor)
     trainer.train()
     assert trainer.state.global_step == 3
+
+
+def test_early_stopping_counts_on_after_resuming(loaded, tmp_path):
+    model, processor, train, validation = loaded
+    settings = {"learning_rate": 0.0, "eval_steps": 1, "early_stopping_patience": 2}
+    for max_steps, stops in ((2, 2), (20, 3)):
+        args = config(tmp_path, max_steps=max_steps, **settings)
+        trainer = SigLIPTrainer(model, args, train, validation, processor)
+        trainer.train(resume_from_checkpoint=max_steps == 20)
+        assert trainer.state.global_step == stops
+    assert not config(tmp_path).restore_callback_states_from_checkpoint
+    settings["restore_callback_states_from_checkpoint"] = False
+    assert not config(tmp_path, **settings).restore_callback_states_from_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"eval_strategy": "epoch", "save_strategy": "no", "load_best_model_at_end": False}, ("no", 7)),
+        ({"eval_strategy": "steps", "save_strategy": "epoch", "load_best_model_at_end": False}, ("epoch", 7)),
+        ({"eval_strategy": "epoch", "save_strategy": "no"}, ("epoch", 7)),
+        ({"eval_strategy": "steps", "eval_steps": 3}, ("steps", 3)),
+        ({"eval_strategy": "steps", "eval_steps": None}, ("steps", 5)),
+        ({"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "best"}, ("best", 7)),
+        ({"eval_strategy": "no", "save_strategy": "epoch"}, ("epoch", 7)),
+    ],
+)
+def test_when_it_saves_is_only_changed_where_the_best_is_kept(tmp_path, given, expected):
+    args = config(tmp_path, **{"eval_steps": None, "save_steps": 7, "logging_steps": 5} | given)
+    assert (args.save_strategy, args.save_steps) == expected
+    assert args.eval_strategy != "steps" or args.eval_steps == given.get("eval_steps") or args.eval_steps == 5
+
+
+def test_wrong_strategies_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="eval_steps: is missing, and logging_steps, which it would follow, is 0"):
+        config(tmp_path, eval_steps=None, logging_steps=0)
+    with pytest.raises(InputError, match="sometimes is not a valid"):
+        config(tmp_path, eval_strategy="sometimes")
 
 
 def test_early_stopping_threshold(loaded, tmp_path):

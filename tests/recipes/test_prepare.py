@@ -63,6 +63,10 @@ def test_the_command_prepares_and_sums_up(config, tmp_path):
             ["--output_dir", "out", "--knee_dir", "nowhere"],
             "nowhere (knee_dir): no such folder; to prepare without: --knee_dir null",
         ),
+        (
+            ["--output_dir", "out", "--knee_dir", "no", "--slake_dir", "none"],
+            "no (knee_dir), none (slake_dir): no such folder; to prepare without: --knee_dir null --slake_dir null",
+        ),
         (["--output_dir", "out", "--knee_dir", "x", "--knee_grader", "III"], "knee_grader"),
         (["--output_dir", "out", "--knee_dir", "x", "--max_pairs", "{knee: many}"], "max_pairs"),
         (["--output_dir", "out", "--knee_dir", "x", "--knee_dirs", "y"], "knee_dirs"),

@@ -120,24 +120,30 @@ def tiny_words(configs, recipe, output_dir):
     values = yaml.safe_load(configs["encoder"].read_text())
     words = ["--config", ROOT / "recipes" / "encoder" / f"{recipe}.yaml", "--output_dir", output_dir]
     words += ["--model_name_or_path", values["model_name_or_path"], "--data_dir", values["data_dir"]]
-    words += ["--model_revision", "null", "--image_size_px", 96, "--bf16", "false", "--use_cpu", "true"]
+    words += ["--model_revision", "null", "--image_size_px", 96, "--use_cpu", "true"]
+    words += ["--bf16", "false", "--fp16", "false"]
     return [*words, "--dataloader_num_workers", 0, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
 
 
-@pytest.mark.parametrize("recipe", ["siglip_base_448_recommended", "siglip_base_448_lora"])
+ENCODER_RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "encoder").glob("siglip*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", ENCODER_RECIPES)
 def test_encoder_recipes_train_a_tiny_model(configs, tmp_path, monkeypatch, capsys, recipe):
+    """Each of them in one process, that for two GPUs too."""
     output = tmp_path / "run"
     assert run_here(monkeypatch, "encoder", *tiny_words(configs, recipe, output)) == 0
-    said = capsys.readouterr().out
-    assert "<- kept in wise_ft" in said
-    folders = [output, output / "wise_ft"]
+    mixes = recipe != "siglip_base_448"  # the original note's table knows no mixtures
+    assert ("<- kept in wise_ft" in capsys.readouterr().out) == mixes
+    folders = [output, output / "wise_ft"] if mixes else [output]
     if recipe.endswith("lora"):
         assert all((folder / "adapter_model.safetensors").is_file() for folder in folders)
         folders += [folder / "merged" for folder in folders]
     for folder in folders:
         model, processor = load_encoder(str(folder))
         assert model.config.vision_config.image_size == processor.image_processor.size["width"] == 96
-    assert len(json.loads((output / "wise_ft" / "wise_ft.json").read_text())["figures"]) == 5
+    if mixes:
+        assert len(json.loads((output / "wise_ft" / "wise_ft.json").read_text())["figures"]) == 5
 
 
 def test_encoder_recipe_with_everything_else(configs, tmp_path, monkeypatch, capsys):
