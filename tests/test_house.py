@@ -28,6 +28,7 @@ TIERS = [
     {"encoder.config", "decoder.config", "encoder.parameter_groups"},
     {"encoder.loss", "encoder.collator", "encoder.metrics", "encoder.model", "encoder.cache"}
     | {"encoder.exact", "encoder.labels", "encoder.adapter", "encoder.sampler", "encoder.augment", "encoder.sides"}
+    | {"encoder.checks"}
     | {"encoder.temperature"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"}
     | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}

@@ -15,8 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from medfinetune.distributed import gather, rank, world_size
 from medfinetune.encoder.adapter import prepare_to_learn
-from medfinetune.encoder.augment import AugmentedPairs, augments
 from medfinetune.encoder.cache import PairCache
+from medfinetune.encoder.checks import require_honoured, require_one_to_choose_by
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.exact import Loss, exact_backward, whole_batch_loss
@@ -67,8 +67,8 @@ class SigLIPTrainer(Trainer):
         sets = [] if eval_dataset is None else [eval_dataset]
         if isinstance(eval_dataset, dict):
             sets = list(eval_dataset.values())
-            _require_one_to_choose_by(args, list(eval_dataset))
-        _require_honoured(model, args, train_dataset, sets)
+            require_one_to_choose_by(args, list(eval_dataset))
+        require_honoured(model, args, train_dataset, sets)
         self._tasks = read_known_tasks(args.zero_shot_file, sets)
         self._by_label = args.duplicates == "positive"
         # Before the first step, so that what is wrong with them is said at once.
@@ -295,26 +295,3 @@ class SigLIPTrainer(Trainer):
             log_scale = scale.item()
             logs |= {"logit_scale": log_scale, "temperature": math.exp(log_scale), "logit_bias": bias.item()}
         super().log(logs, *args, **kwargs)
-
-
-def _require_honoured(model: nn.Module, args: SigLIPConfig, train_dataset: Any, eval_datasets: list[Any]) -> None:
-    """What the trainer itself cannot do must have been done before: no setting is silently passed over."""
-    own = model.config.vision_config.image_size
-    if args.image_size_px not in (None, own):
-        raise InputError(f"image_size_px: {args.image_size_px}: the model takes {own} px; give load_encoder the size")
-    for dataset in (train_dataset, *eval_datasets):
-        cached = dataset.input_ids.shape[1] if isinstance(dataset, PairCache | AugmentedPairs) else args.max_text_length
-        if cached != args.max_text_length:
-            made = f"the pairs were cached with {cached} tokens; give load_encoder the length before"
-            raise InputError(f"max_text_length: {args.max_text_length}: {made}")
-    asked = augments(args)
-    if asked and not isinstance(train_dataset, AugmentedPairs):
-        raise InputError(f"{asked[0]}: train_dataset alters no images; make it with medfinetune.augment_pairs")
-
-
-def _require_one_to_choose_by(args: SigLIPConfig, names: list[str]) -> None:
-    """Of several validation sets, the figures' names begin with the set's; said here, not at the first evaluation."""
-    metric = args.metric_for_best_model
-    if args.load_best_model_at_end and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
-        known = f"validation sets are {', '.join(names)}; name one, as in {names[0]}_{metric}"
-        raise InputError(f"metric_for_best_model: {metric}: the {known}")

@@ -31,7 +31,7 @@ from tests.benchmarks.encoder_step import measure_exact, measure_steps  # noqa: 
 
 PARTS = ("loss", "step", "exact", "input", "demo", "knee")
 KEYS = (*LOSS_KEYS, "exact_memory_vs_full", "exact_time_vs_accumulation", "step_time_vs_plain_trainer")
-KEYS += ("input_rate_vs_pillow", "demo_recall")
+KEYS += ("input_rate_vs_pillow", "input_rate_augmented_vs_pillow", "demo_recall")
 
 
 def parse_arguments() -> argparse.Namespace:

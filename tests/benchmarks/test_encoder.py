@@ -9,9 +9,10 @@ import torch
 from transformers import SiglipModel
 
 from medfinetune.data.prepare import PrepareConfig, prepare
-from tests.benchmarks import encoder, encoder_loss
+from tests.benchmarks import encoder, encoder_input, encoder_loss
 from tests.benchmarks.alone import measure, ratio
 from tests.benchmarks.encoder_demo import make_models
+from tests.benchmarks.encoder_input import measure_input
 from tests.benchmarks.encoder_knee import FIGURES, IMAGE_SIZE_PX, prompts_of_grades, run_one, scores
 from tests.benchmarks.encoder_loss import KEYS, OURS, measure_loss, run_contender, transformers_loss
 from tests.benchmarks.encoder_step import REPO
@@ -37,6 +38,16 @@ def test_ours_is_measured_alone_and_as_it_trains(monkeypatch):
     assert figures["loss_memory_vs_open_clip"] is None
     assert 0 < figures["loss_memory_as_trained_vs_transformers"] < 1
     assert [name for name in OURS if any(line.endswith(f": {name}") for line in lines)] == list(OURS)
+
+
+def test_input_is_measured_plain_and_augmented(monkeypatch, tmp_path):
+    small = {"NUM_IMAGES": 4, "IMAGE_SIZE_PX": 64, "MODEL_SIZE_PX": 48, "NUM_TURNS": 1, "SECONDS_A_TURN": 0.01}
+    for name, value in small.items():
+        monkeypatch.setattr(encoder_input, name, value)
+    monkeypatch.setattr(encoder_input, "rate", lambda rows, collate, _: len(collate([rows[0]])["input_ids"]))
+    figures, lines = measure_input(tmp_path)
+    assert figures == {"input_rate_vs_pillow": 1, "input_rate_augmented_vs_pillow": 1}
+    assert len(lines) == 4
 
 
 def test_memory_is_what_was_taken():

@@ -1,12 +1,14 @@
 import functools
+import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from medfinetune.data.load import load_pairs
-from medfinetune.encoder.augment import AugmentedPairs, augment_pairs, change_light, mirror_texts, turn_and_crop
+from medfinetune.encoder.augment import AugmentedPairs, alter, augment_pairs, mirror_texts
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.collator import SigLIPCollator
 from medfinetune.encoder.trainer import SigLIPTrainer
@@ -34,6 +36,19 @@ def picture():
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
+def slow(pixels, degrees=0.0, side=1.0, x=0.0, y=0.0, mirror=False, brightness=1.0, contrast=1.0):
+    """Step by step, in double precision, rounded at the end."""
+    image = torch.from_numpy(pixels[:, ::-1].copy() if mirror else pixels).permute(2, 0, 1)[None].double()
+    height, width = pixels.shape[:2]
+    cos, sin = side * math.cos(math.radians(degrees)), side * math.sin(math.radians(degrees))
+    theta = [[cos, -sin * height / width, x * (1 - side)], [sin * width / height, cos, y * (1 - side)]]
+    grid = F.affine_grid(torch.tensor([theta], dtype=torch.float64), [1, 3, height, width], align_corners=False)
+    image = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    mean = image.mean()
+    image = (((image - mean) * contrast + mean) * brightness).round().clamp(0, 255)
+    return image[0].permute(1, 2, 0).numpy()
+
+
 def turned_by_pillow(pixels, degrees):
     return np.asarray(Image.fromarray(pixels).rotate(degrees, Image.Resampling.BILINEAR))
 
@@ -42,18 +57,42 @@ def difference(one, other, inside=slice(None)):
     return np.abs(np.asarray(one, float)[inside, inside] - np.asarray(other, float)[inside, inside]).max()
 
 
+def as_planes(pixels):
+    """The same pixels, as the cache has them."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
+
+
 def test_nothing_is_changed_at_zero_strength():
-    pixels = torch.from_numpy(picture())
-    assert turn_and_crop(pixels) is pixels
-    assert change_light(pixels) is pixels
+    pixels = picture()
+    assert alter(pixels) is pixels
     # Nor by the arithmetic itself.
-    torch.testing.assert_close(turn_and_crop(pixels, 360), pixels, atol=0, rtol=0)
+    assert np.array_equal(alter(pixels, degrees=360), pixels)
+    assert np.array_equal(alter(pixels, brightness=1 + 1e-9), pixels)
+    assert np.array_equal(alter(pixels, mirror=True), pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("kind", ["colour", "grey", "oblong"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_as_step_by_step(kind, mirror):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    if kind == "grey":
+        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+    if kind == "oblong":
+        pixels = np.tile(pixels, (1, 2, 1))
+    light, place = {"brightness": 1.08, "contrast": 0.9}, {"degrees": 5, "side": 0.95, "x": 0.3, "y": -0.8}
+    for values in (light, place, light | place, place | {"degrees": 0.0}, {"contrast": 1.3}):
+        ours, theirs = alter(as_planes(pixels), mirror=mirror, **values), slow(pixels, mirror=mirror, **values)
+        assert ours.dtype == np.uint8
+        assert ours.shape == pixels.shape
+        assert difference(ours, theirs) <= 1
+        assert np.abs(ours - theirs).mean() < 0.01  # one step, and only where a value lies in the middle of two
+        assert np.array_equal(alter(pixels, mirror=mirror, **values), ours)
 
 
 @pytest.mark.parametrize("degrees", [90, -90, 180, 12, -7.5])
 def test_turned_as_pillow_turns(degrees):
     pixels = picture()
-    ours = turn_and_crop(torch.from_numpy(pixels), degrees).numpy()
+    ours = alter(pixels, degrees=degrees)
     inside = slice(None) if degrees % 90 == 0 else slice(8, 40)
     assert difference(ours, turned_by_pillow(pixels, degrees), inside) <= 2
     assert difference(ours, turned_by_pillow(pixels, -degrees), inside) > 20 or degrees == 180
@@ -61,7 +100,7 @@ def test_turned_as_pillow_turns(degrees):
 
 def test_an_oblong_image_is_not_sheared():
     pixels = np.tile(picture(), (1, 2, 1))
-    ours = turn_and_crop(torch.from_numpy(pixels), 10).numpy()
+    ours = alter(pixels, degrees=10)
     assert np.abs(ours[12:36, 24:72].astype(float) - turned_by_pillow(pixels, 10)[12:36, 24:72]).max() <= 30
     assert np.abs(ours[12:36, 24:40].astype(float) - turned_by_pillow(pixels, 10)[12:36, 24:40]).max() <= 2
 
@@ -71,16 +110,17 @@ def test_an_oblong_image_is_not_sheared():
 )
 def test_cut_where_it_says(x, y, box):
     pixels = picture()
-    ours = turn_and_crop(torch.from_numpy(pixels), side=0.5, x=x, y=y).numpy()
+    ours = alter(pixels, side=0.5, x=x, y=y)
     plain = Image.fromarray(pixels).crop(box).resize((48, 48), Image.Resampling.BILINEAR)
     assert difference(ours, plain, slice(2, 46)) <= 3
 
 
 def test_light():
-    pixels = torch.tensor([[[100, 100, 100], [200, 200, 200]]], dtype=torch.uint8)
-    assert change_light(pixels, brightness=1.2)[0, :, 0].tolist() == [120, 240]
-    assert change_light(pixels, brightness=2.0)[0, :, 0].tolist() == [200, 255]
-    assert change_light(pixels, contrast=0.5)[0, :, 0].tolist() == [125, 175]
+    pixels = np.array([[[100, 100, 100], [200, 200, 200]]], dtype=np.uint8)
+    assert alter(pixels, brightness=1.2)[0, :, 0].tolist() == [120, 240]
+    assert alter(pixels, brightness=2.0)[0, :, 0].tolist() == [200, 255]
+    assert alter(pixels, contrast=0.5)[0, :, 0].tolist() == [125, 175]
+    assert alter(pixels, contrast=4.0)[0, :, 0].tolist() == [0, 255]
 
 
 def test_off_by_default_and_off_in_evaluation(pairs, make_cache, loaded, tmp_path):
