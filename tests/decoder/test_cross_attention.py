@@ -116,6 +116,30 @@ def test_generated_tokens_do_not_depend_on_neighbours(loaded, stock):
     assert together == [write(stock, [row])[0].split("<|eot_id|>")[0] for row in ROWS]
 
 
+@torch.no_grad()
+def test_generation_by_the_reference_mask_is_that_without_a_cache(loaded):
+    model, processor = loaded
+    use_exact_rows(model, True)
+    collator = MllamaCollator(processor, for_generation=True)
+    together = collator(ROWS)
+    written = model.generate(**together, max_new_tokens=8, do_sample=False)[:, together["input_ids"].shape[1] :]
+    differ = 0
+    for row, tokens in zip(ROWS, written.tolist(), strict=True):
+        for reference in (True, False):
+            use_exact_rows(model, reference)
+            batch, plain = collator([row]), []
+            while len(plain) < 8 and plain[-1:] != [processor.tokenizer.eos_token_id]:
+                plain.append(int(model(**batch, use_cache=False).logits[0, -1].argmax()))
+                batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([plain[-1:]])], dim=1)
+                for name in {"attention_mask", "cross_attention_mask"} & batch.keys():
+                    batch[name] = torch.cat([batch[name], batch[name][:, -1:]], dim=1)
+            if reference:
+                assert tokens[: len(plain)] == plain
+            else:
+                differ += tokens[: len(plain)] != plain
+    assert differ  # the rule matters
+
+
 def num_keys(model, batch, **kwargs):
     seen = []
     layer = next(m for m in model.modules() if isinstance(m, MllamaCrossAttentionDecoderLayer))

@@ -6,25 +6,35 @@ Where a test says that stock is right by now, the code that goes around it can g
 import copy
 import datetime
 import json
+import math
 
+import datasets
 import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import MllamaForConditionalGeneration
+from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
+from trl import DPOConfig, DPOTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from medfinetune.decoder.chat_tokens import IGNORED
-from medfinetune.decoder.collator import MllamaCollator
+from medfinetune.decoder.collator import MllamaCollator, MllamaPreferenceCollator
 from medfinetune.decoder.config import MllamaSFTConfig
-from medfinetune.decoder.model import load_decoder, lora_config
+from medfinetune.decoder.model import load_decoder, lora_config, quantization_config
+from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.errors import InputError
+from tests.decoder.test_trainer import config
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_mllama):
     return load_decoder(str(tiny_mllama))
+
+
+def dataset(made):
+    features = {name: datasets.Json() for name in made[0]} | {"images": datasets.List(datasets.Image())}
+    return datasets.Dataset.from_list(made, datasets.Features(features))
 
 
 def rows(form="messages"):
@@ -65,15 +75,27 @@ def test_mask_of_a_prompt_is_too_short_in_trl(loaded):
     assert torch.equal(ours["input_ids"], MllamaCollator(processor)(rows())["input_ids"])
 
 
-def test_a_second_beginning_enters_by_the_tokenizer(loaded):
-    tokenizer = copy.deepcopy(loaded[1].tokenizer)
-    tokenizer.add_bos_token = True
-    text = loaded[1].apply_chat_template([{"role": "user", "content": "A?"}], tokenize=False)
-    bos = tokenizer.bos_token
-    assert text.startswith(bos)
-    assert not text.removeprefix(bos).startswith(bos)
-    for row in MllamaCollator(loaded[1])(rows())["input_ids"]:
-        assert (row == tokenizer.bos_token_id).sum() == 1
+def test_a_completion_begins_a_second_time_in_trl(loaded):
+    """The processor puts the beginning before every text that has none, and TRL gives it the completion alone."""
+    _, processor = loaded
+    bos = processor.tokenizer.bos_token_id
+    stock = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(copy.deepcopy(rows("prompt")))
+    assert (stock["input_ids"] == bos).sum(dim=1).tolist() == [2, 2]
+    assert (stock["labels"] == bos).any()
+    for form in ("prompt", "messages"):
+        ours = MllamaCollator(processor)(rows(form))
+        assert (ours["input_ids"] == bos).sum(dim=1).tolist() == [1, 1]
+
+
+def test_a_system_turn_is_printed_as_a_list_in_trl(loaded):
+    _, processor = loaded
+    chats = rows()[:1]
+    chats[0]["images"] = []
+    chats[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    told = "[{'type': 'text', 'text': 'Be brief.'}]"
+    stock = DataCollatorForVisionLanguageModeling(processor)(copy.deepcopy(chats))["input_ids"][0]
+    ours = MllamaCollator(processor)(chats)["input_ids"][0]
+    assert [told in processor.tokenizer.decode(ids) for ids in (stock, ours)] == [True, False]
 
 
 def test_todays_date_is_in_stocks_prompt(loaded):
@@ -157,3 +179,83 @@ def test_fewer_tiles_are_not_the_same_features(tiny_mllama, loaded):
     position.max_num_tiles = 1
     wrong = tower(**fewer).last_hidden_state[:, :, 0]
     assert (wrong - right).norm() / right.norm() > 1e-3
+
+
+def test_reentrant_checkpointing_loses_the_features_gradient(loaded, tiny_mllama, tmp_path):
+    """Both cross-attention layers go back through the projector, and the first has freed it."""
+    batch = MllamaCollator(loaded[1])(rows())
+    gradients = []
+    for reentrant in (None, False, True):
+        stock = MllamaForConditionalGeneration.from_pretrained(tiny_mllama).train()
+        stock.model.vision_model.requires_grad_(False)
+        if reentrant is not None:
+            stock.activation_checkpointing_enable({"use_reentrant": reentrant})
+        loss = stock(**batch, use_cache=False).loss
+        if reentrant:
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                loss.backward()
+        else:
+            loss.backward()
+            gradients.append(stock.model.multi_modal_projector.weight.grad)
+    assert gradients[0].norm() > 0.1
+    torch.testing.assert_close(*gradients)
+    # Where TRL asks for it, ours takes it back.
+    args = config(tmp_path, activation_checkpointing=True, recompute="all", max_steps=1)
+    args.activation_checkpointing_kwargs = {"use_reentrant": True}
+    model, processor = load_decoder(str(tiny_mllama))
+    trainer = MllamaSFTTrainer(model, args, dataset(rows()), None, processor)
+    before = model.model.multi_modal_projector.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(model.model.multi_modal_projector.weight, before)
+
+
+@torch.no_grad()
+def test_what_quantisation_has_to_leave_out(loaded, tiny_mllama):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def load(skipped):
+        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        model = MllamaForConditionalGeneration.from_pretrained(tiny_mllama, quantization_config=how)
+        kind = bitsandbytes.nn.Linear8bitLt
+        return model, {name.split(".")[1] for name, module in model.named_modules() if isinstance(module, kind)}
+
+    batch = MllamaCollator(loaded[1])(rows())
+    # A plain name matches nothing.
+    assert load(["lm_head", "vision_model", "model.multi_modal_projector"])[1] == {"language_model", "vision_model"}
+    model, quantised = load(["lm_head", "model.vision_model"])
+    assert quantised == {"language_model", "multi_modal_projector"}
+    with pytest.raises(RuntimeError, match="must match the size"):
+        model(**batch)
+    ours = quantization_config(MllamaSFTConfig(use_peft=True, load_in_8bit=True, use_cpu=True)).llm_int8_skip_modules
+    model, quantised = load(ours)
+    assert quantised == {"language_model"}
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_preferences_are_learned_with_our_collator(tiny_mllama, tmp_path):
+    pairs = []
+    for row in rows("prompt"):
+        wrong = [{"role": "assistant", "content": "A fracture is seen."}]
+        pairs.append({"images": row["images"], "prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong})
+    values = {"per_device_train_batch_size": 2, "max_steps": 8, "learning_rate": 1e-2, "logging_steps": 1}
+    values["disable_tqdm"] = True  # the bar of a run that fails would stay open
+    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, save_strategy="no", report_to="none", **values)
+
+    def trainer(collator=None):
+        model, processor = load_decoder(str(tiny_mllama))
+        lora = lora_config(MllamaSFTConfig(use_peft=True, lora_dropout=0.0, use_cpu=True))
+        made = collator and collator(processor)
+        return DPOTrainer(model, None, args, made, dataset(pairs), processing_class=processor, peft_config=lora)
+
+    with pytest.raises(RuntimeError, match="must match the size"):  # its mask is as wide as the prompt
+        trainer().train()
+    ours = trainer(MllamaPreferenceCollator)
+    ours.train()
+    log = [line for line in ours.state.log_history if "loss" in line]
+    assert log[0]["loss"] == pytest.approx(math.log(2), rel=1e-4)  # nothing is preferred yet
+    assert log[-1]["loss"] < 0.2
+    assert log[-1]["rewards/margins"] > 1
+    batch = ours.data_collator(pairs)
+    shown = [row[mask.bool()] for row, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    answers = [pair[key][0]["content"] for key in ("chosen", "rejected") for pair in pairs]
+    assert ours.processing_class.tokenizer.batch_decode(shown) == [f"{answer}<|eot_id|>" for answer in answers]
