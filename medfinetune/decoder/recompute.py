@@ -4,11 +4,13 @@ A layer that is recomputed (checkpointed) stores its input alone, and costs one 
 transformers' own flag on each of them, so that adapters, several processes and generation work as ever.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -24,9 +26,10 @@ from transformers.models.mllama.modeling_mllama import (
     MllamaTextModel,
 )
 
-from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.decoder.head import BYTES_A_SCORE, CHUNK_POSITIONS
-from medfinetune.decoder.model import lora_config
+
+if TYPE_CHECKING:
+    from medfinetune.decoder.config import MllamaSFTConfig
 
 GIB = 2**30
 
@@ -143,6 +146,8 @@ def num_recomputed_layers(model: Any, args: MllamaSFTConfig, num_images: int) ->
         return 0
     if args.recompute == "all":
         return num_layers
+    from medfinetune.decoder.model import lora_config  # only here: the rest needs no TRL
+
     stored = measure_stored_bytes(
         model.config,
         lora_config(args) if args.use_peft else None,
