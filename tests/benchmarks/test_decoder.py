@@ -105,7 +105,9 @@ def test_counts_of_stock_are_those_of_trl(tiny_mllama, tmp_path):
 
 WITHOUT_TRL = """
 import json, sys
-for name in "trl datasets deepspeed bitsandbytes pandas pyarrow pydantic sentencepiece evaluate sacrebleu sklearn pydicom".split():
+missing = "trl datasets deepspeed bitsandbytes evaluate sacrebleu"
+missing += " pandas pyarrow pydantic sentencepiece sklearn pydicom"
+for name in missing.split():
     sys.modules[name] = None  # as where it is not installed
 import tests.benchmarks.decoder, tests.benchmarks.decoder_gpu
 from tests.benchmarks import decoder_time
