@@ -109,8 +109,11 @@ def _disk(setup: Setup, weights: Weights) -> tuple[int, int]:
     optim = getattr(args.optim, "value", args.optim)
     if setup.zero is None:
         return model + optimizer_bytes(optim, weights)[0], model
-    # DeepSpeed writes the weights once more beside its optimiser.
-    return 2 * model + zero_optimizer_bytes(optim, weights), model
+    # DeepSpeed writes the weights once more beside its optimiser; under stage 3 the frozen ones alone.
+    again = model
+    if setup.zero.stage == 3:
+        again = 0 if adapter else weights.num_bytes - weights.trained_bytes
+    return model + again + zero_optimizer_bytes(optim, weights), model
 
 
 def _num_checkpoints(args: Any) -> int | None:
