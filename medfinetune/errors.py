@@ -13,12 +13,30 @@ class InputError(ValueError):
 def why_not_loaded(model_name_or_path: str, error: Exception) -> str:
     """One line that says what to do about a checkpoint that did not load."""
     cause = " ".join(str(error).split())[:200]
-    if Path(model_name_or_path).exists():
+    is_here = Path(model_name_or_path).exists()
+    if _is_gated(error):
+        page = "its base model's page on the Hub" if is_here else f"https://huggingface.co/{model_name_or_path}"
+        return (
+            f"{model_name_or_path}: is gated, and your account has no access yet; accept its licence at {page}, "
+            "run `hf auth login`, and start again"
+        )
+    if is_here:
         return f"{model_name_or_path}: holds no checkpoint that can be read ({cause})"
     return (
         f"{model_name_or_path}: no such folder, and it could not be fetched from the Hub; check the name, the network, "
-        f"and for a gated model `hf auth login` ({cause})"
+        f"and for a private model `hf auth login` ({cause})"
     )
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the Hub refused: 401 without a token, 403 with one that was not granted access."""
+    from huggingface_hub.errors import GatedRepoError  # only here: `import medfinetune` is to stay light
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def require_model_type(model_name_or_path: str, model_type: str) -> None:

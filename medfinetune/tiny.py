@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -176,6 +175,8 @@ def _corpus() -> list[str]:
 
 def _sentencepiece_tokenizer(output_dir: Path) -> SiglipTokenizer:
     """Digits and Chinese characters are pieces of their own; what was never seen falls back to bytes."""
+    import sentencepiece  # only here: a tiny Mllama needs none
+
     table = str.maketrans("", "", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
     lines = [line for line in (text.lower().translate(table) for text in _corpus()) if line]
     chinese = sorted({character for line in lines for character in line if "一" <= character <= "鿿"})

@@ -1,9 +1,10 @@
 """Chats with images to the tensors that Mllama takes, labels and masks aligned."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from __future__ import annotations
 
-import datasets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -11,6 +12,9 @@ from tqdm import tqdm
 from medfinetune.decoder.chat_tokens import IGNORED, ChatTokens, EncodedChat, images_of, name_of
 from medfinetune.decoder.masks import cross_attention_mask
 from medfinetune.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class MllamaCollator:
@@ -165,6 +169,8 @@ def _without_pixels(rows: datasets.Dataset) -> datasets.Dataset:
 
 def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows with their images as paths or bytes."""
+    import datasets  # only here: the collator itself needs torch alone
+
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))

@@ -1,5 +1,6 @@
 """Merges a LoRA adapter into its base model, and looks whether both say the same."""
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 With the tiny model of 4 layers 4e-7, 9e-3 and 1e-3 were measured.
 """
+ROUNDING = {"float32": 1e-6, "bfloat16": 0.02, "float16": 2e-3}
+"""An adapter that changes the logits by more must come through: twice what was measured."""
 
 
 @dataclass
@@ -78,32 +81,49 @@ def merge_adapter(
         tolerance: Largest relative difference of the logits; by dtype where left out.
 
     Raises:
-        InputError: There is no adapter, or merged model and adapter say different things; nothing is written then.
+        InputError: There is no adapter, or merged model and adapter say different things, by more than the tolerance
+            or half of what the adapter does; nothing is written then.
     """
     if not (Path(adapter_dir) / "adapter_config.json").is_file():
         raise InputError(f"{adapter_dir}: holds no adapter")
     # After a run under ZeRO-3 transformers would go on sharing out what it loads, and wait for the other processes.
     unset_hf_deepspeed_config()
+    # What was trained before lies in cycles that nobody has collected yet: a second model of 21 GB.
+    gc.collect()
     model, processor = load_decoder(str(adapter_dir), dtype=dtype)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    _move_where_there_is_room(model)
     collator = MllamaCollator(processor, max_length)
     rows = [chats[i] for i in range(min(NUM_ROWS, len(chats)))]
     adapted = _logits(model, collator, rows)
     with model.disable_adapter():
         base = _logits(model, collator, rows)
     merged = model.merge_and_unload()
-    report = MergeReport(_distance(_logits(merged, collator, rows), adapted), _distance(base, adapted), len(rows))
-    tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
-    if not report.difference <= tolerance:
+    ours = _logits(merged, collator, rows)
+    report = MergeReport(_distance(ours, adapted), _distance(base, adapted), len(rows))
+    limit = TOLERANCES[dtype] if tolerance is None else tolerance
+    if report.effect > ROUNDING[dtype]:
+        limit = min(limit, report.effect / 2)
+    lost = report.effect > 0 and all(map(torch.equal, ours, base))
+    if lost or not report.difference <= limit:
+        why = "it still says what the base model says" if lost else f"more than {limit:.2g} is allowed in {dtype}"
         raise InputError(
-            f"{report}; more than {tolerance:g} is allowed in {dtype}; nothing was written. "
+            f"{report}; {why}; nothing was written. "
             "The adapter itself is unharmed; merge it in float32 with recipes/merge.py --dtype float32"
         )
     with saving_to(output_dir):
         merged.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
     return report
+
+
+def _move_where_there_is_room(model: Any) -> None:
+    """To the accelerator if its free memory holds the model and a tenth more; else it stays on the slow host."""
+    if not torch.accelerator.is_available():
+        return
+    torch.accelerator.empty_cache()
+    free, _ = torch.accelerator.get_memory_info()
+    if free > 1.1 * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()):
+        model.to(torch.accelerator.current_accelerator())
 
 
 @torch.no_grad()

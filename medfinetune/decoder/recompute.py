@@ -4,6 +4,8 @@ A layer that is recomputed (checkpointed) stores its input alone, and costs one 
 transformers' own flag on each of them, so that adapters, several processes and generation work as ever.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -72,7 +72,7 @@ def changes_that_fit(setup: Setup, machine: Machine, count: Count) -> list[Chang
         if key not in counted:
             counted[key] = count(changed.args, changed.zero)
         memory = memory_on(changed, machine, *counted[key])
-        return Change(name, memory.total, sum(memory.host.values()))
+        return Change(name, memory.total, memory.host_bytes)
 
     def more_gpus() -> list[Change]:
         outcomes = (result(changed, name) for changed, name in _more_gpus(setup, machine))

@@ -14,6 +14,7 @@ NOT_QUANTISED = ("lm_head", "vision_model", "multi_modal_projector", "lora_")
 """What stays in 16 bits under `load_in_4bit` and `load_in_8bit`."""
 CONTEXT_BYTES = 2**30
 """An allowance on a GPU for CUDA's context, its libraries and fragmentation; not measured."""
+LOADED, OFFLOADED = "weights while they are loaded", "offloaded weights"
 _FP32 = 4
 _BLOCKS = 4 / 256  # 8-bit optimisers: an fp32 scale for each block of 256
 
@@ -101,6 +102,7 @@ class Memory:
         context: The allowance for CUDA itself.
         total: At the worst moment: gradients and activations need not be there at once.
         host: What is in the host's memory, for all processes of one machine, by what it is for.
+        host_bytes: Of those at the worst moment: states come when what was loaded is gone.
     """
 
     weights: int
@@ -112,6 +114,11 @@ class Memory:
     context: int
     total: int
     host: dict[str, int]
+
+    @property
+    def host_bytes(self) -> int:
+        at_start = self.host.get(LOADED, 0) + self.host.get(OFFLOADED, 0)
+        return max(at_start, sum(self.host.values()) - self.host.get(LOADED, 0))
 
 
 def count_weights(model: nn.Module, bits: int = 0, double_quant: bool = True) -> Weights:
@@ -219,7 +226,7 @@ def memory_of(
     backward = weights.trained_bytes + step.activation_bytes if accumulates else step.peak_bytes
     total = weights.num_bytes + buckets + context + (0 if paged else states)
     total += max(backward, weights.trained_bytes + temporaries)
-    host = {} if on_cpu else {"weights while they are loaded": weights.num_bytes * num_gpus}
+    host = {} if on_cpu else {LOADED: weights.num_bytes * num_gpus}
     if paged:
         host["paged optimiser states"] = states * num_gpus
     return Memory(
@@ -248,12 +255,13 @@ def _under_zero(weights: Weights, step: Step, optim: str, zero: Zero, num_gpus: 
         mine = min(weights.num_bytes, (0 if zero.offload_param else weights.num_bytes // num_gpus) + gathered)
     bucket = min(zero.bucket_numbers or 0, weights.num_trained)
     buckets = 2 * round(bucket * weights.trained_bytes / max(weights.num_trained, 1))
-    host = {"weights while they are loaded": weights.num_bytes * num_gpus}
+    # Under stage 3 only the first process reads the checkpoint's values, and hands them out.
+    host = {LOADED: weights.num_bytes * (1 if zero.stage == 3 else num_gpus)}
     if zero.offload_optimizer:
         host["offloaded optimiser states, fp32 weights and gradients"] = kept + _FP32 * weights.num_trained
         states, gradients = 0, gradients if zero.stage < 2 else 0
     if zero.offload_param:
-        host["offloaded weights"] = weights.num_bytes
+        host[OFFLOADED] = weights.num_bytes
     return Memory(
         weights=mine,
         gradients=gradients,

@@ -20,7 +20,7 @@ class Plan:
         weights: The model's.
         step: One micro-batch's.
         memory: Of each GPU, and of the host.
-        host_bytes: Sum of the host's.
+        host_bytes: The host's at its worst moment.
         checkpoint_bytes: One checkpoint on the disk.
         num_checkpoints: How many there are at once; none where `save_total_limit` does not say.
         final_bytes: The model that is saved at the end.
@@ -69,7 +69,7 @@ def plan(
     memory = memory_on(setup, machine, weights, step)
     if cached == "memory":
         memory = replace(memory, host=memory.host | {"vision cache": cache_bytes})
-    host = sum(memory.host.values())
+    host = memory.host_bytes
     steps = args.gradient_accumulation_steps * setup.num_gpus
     epoch = None
     if num_rows and machine.tflops:
@@ -109,8 +109,11 @@ def _disk(setup: Setup, weights: Weights) -> tuple[int, int]:
     optim = getattr(args.optim, "value", args.optim)
     if setup.zero is None:
         return model + optimizer_bytes(optim, weights)[0], model
-    # DeepSpeed writes the weights once more beside its optimiser.
-    return 2 * model + zero_optimizer_bytes(optim, weights), model
+    # DeepSpeed writes the weights once more beside its optimiser; under stage 3 the frozen ones alone.
+    again = model
+    if setup.zero.stage == 3:
+        again = 0 if adapter else weights.num_bytes - weights.trained_bytes
+    return model + again + zero_optimizer_bytes(optim, weights), model
 
 
 def _num_checkpoints(args: Any) -> int | None:

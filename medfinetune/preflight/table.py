@@ -67,7 +67,7 @@ def _memory(plan: Plan) -> list[str]:
     lines.append(_row("at the worst moment", gib(memory.total), "not all of the above is there at once"))
     if memory.host:
         lines += ["", "memory of the host", *(_row(name, gib(size)) for name, size in memory.host.items())]
-        lines.append(_row("together", gib(plan.host_bytes)))
+        lines.append(_row("at the worst moment", gib(plan.host_bytes), "not all of the above is there at once"))
     return lines
 
 

@@ -24,6 +24,7 @@ from transformers.utils import logging  # noqa: E402
 from tests.benchmarks.decoder_flops import KEYS as FLOP_KEYS  # noqa: E402
 from tests.benchmarks.decoder_flops import measure_flops  # noqa: E402
 from tests.benchmarks.decoder_gpu import measure_gpu  # noqa: E402
+from tests.benchmarks.decoder_time import measure_time  # noqa: E402
 
 PARTS = ("flops", "time")
 KEYS = (*FLOP_KEYS, "step_time_ratio_1tile", "frozen_saved_bytes")
@@ -38,15 +39,6 @@ def parse_arguments() -> argparse.Namespace:
     if unknown := set(arguments.only) - {*PARTS, "gpu"}:
         parser.error(f"--only: {', '.join(sorted(unknown))}: must be of {', '.join(PARTS)}")
     return arguments
-
-
-def measure_time() -> tuple[dict, dict]:
-    """Both trainers; without TRL there is none to time."""
-    if importlib.util.find_spec("trl") is None:
-        return {}, {"step time on the CPU": "not run: TRL is not installed"}
-    from tests.benchmarks import decoder_time
-
-    return decoder_time.measure_time()
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 import json
+import re
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer, LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import MllamaForConditionalGeneration
 
@@ -56,12 +58,50 @@ def test_sixteen_bits_round_within_their_tolerance(tmp_path, tiny_mllama, chats,
     assert {tensor.dtype for tensor in weights.values()} == {getattr(torch, dtype)}
 
 
-def test_a_merge_that_says_something_else_is_not_written(tmp_path, tiny_mllama, chats, monkeypatch):
-    folder = adapter(tmp_path, tiny_mllama, chats)
-    monkeypatch.setattr("peft.tuners.lora.LoraModel.merge_and_unload", lambda model: model.unload())
-    with pytest.raises(InputError, match=r"more than 1e-05 is allowed in float32; nothing was written"):
-        merge_adapter(folder, tmp_path / "merged", chats, "float32")
+@pytest.mark.parametrize(
+    ("share", "dtype", "why"),
+    [
+        (0.0, "float32", "it still says what the base model says"),
+        (0.0, "bfloat16", "it still says what the base model says"),
+        (0.4, "bfloat16", r"more than 0\.0\d+ is allowed in bfloat16"),
+    ],
+)
+def test_a_merge_that_is_lost_is_not_written(tmp_path, tiny_mllama, chats, monkeypatch, share, dtype, why):
+    """After a run so short that the whole adapter does less than rounding may do."""
+    folder = adapter(tmp_path, tiny_mllama, chats, learning_rate=1e-4)
+    merge_and_unload = LoraModel.merge_and_unload
+
+    def merge_a_share(model):
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.scale_layer(share)
+        return merge_and_unload(model) if share else model.unload()
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", merge_a_share)
+    with pytest.raises(InputError, match=rf"{why}; nothing was written") as raised:
+        merge_adapter(folder, tmp_path / "merged", chats, dtype)
+    effect = float(re.search(r"base model alone: ([\de.-]+)\)", str(raised.value))[1])
+    assert 1.2 * merge.ROUNDING["bfloat16"] < effect < TOLERANCES["bfloat16"]
     assert not (tmp_path / "merged").exists()
+    monkeypatch.undo()
+    merge_adapter(folder, tmp_path / "merged", chats, dtype)
+
+
+def test_an_adapter_that_learned_nothing_is_merged(tmp_path, tiny_mllama, chats):
+    report = merge_adapter(adapter(tmp_path, tiny_mllama, chats, learning_rate=0.0), tmp_path / "merged", chats)
+    assert (report.difference, report.effect) == (0, 0)
+
+
+@pytest.mark.parametrize(("free", "moves"), [(0, False), (2**40, True)])
+def test_without_room_the_host_merges(monkeypatch, free, moves):
+    """There is no accelerator here; one that says how much is free stands for it."""
+    model = torch.nn.Linear(8, 8)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (free, free))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    merge._move_where_there_is_room(model)
+    assert model.weight.is_meta == moves
 
 
 def test_an_adapter_that_is_no_number_is_not_merged(tmp_path, tiny_mllama, chats):

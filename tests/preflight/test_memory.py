@@ -79,6 +79,12 @@ def test_offloaded_parts_are_on_the_host():
     assert (memory.optimizer, memory.gradients, memory.weights) == (0, 0, 2 * N // 10)
     assert memory.host["offloaded optimiser states, fp32 weights and gradients"] == 16 * N
     assert memory.host["offloaded weights"] == 2 * N
+    # Only the first process reads the checkpoint, and lets it go before there are states.
+    assert memory.host["weights while they are loaded"] == 2 * N
+    assert memory.host_bytes == (16 + 2) * N
+    weights_alone = on(HALF, zero=Zero(3, False, True, None, N // 10), num_gpus=4)
+    assert weights_alone.host_bytes == (2 + 2) * N
+    assert on(HALF, zero=Zero(2), num_gpus=4).host_bytes == 4 * 2 * N
 
 
 def test_quantised_weights():

@@ -96,3 +96,4 @@ def test_disk(tmp_path):
     assert disk(save_strategy="no") == (0, 0, 10)
     assert disk(use_peft=True)[2] == 0
     assert disk(Zero(2))[0] == 2 * 10 + 30
+    assert disk(Zero(3))[0] == 10 + 30  # only the frozen ones come twice, and there are none

@@ -5,8 +5,10 @@ import resource
 import subprocess
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.utils import hf_raise_for_status
 from safetensors.torch import load_file
 
 from medfinetune.decoder.model import load_decoder
@@ -48,6 +50,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(configs, tmp_path, monkeypatch, 
     assert run_here(monkeypatch, "decoder", *words, "--max_steps", 4, "--output_dir", tmp_path / "whole") == 0
     for name, weight in load_file(tmp_path / "whole" / "model.safetensors").items():
         torch.testing.assert_close(load_file(run / "model.safetensors")[name], weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_gated_model_says_what_to_do(configs, monkeypatch, capsys, kind, status):
+    """The Hub's answer is a fake one, read by the Hub's own library: nothing is fetched in a test."""
+
+    def download(*args, **kwargs):
+        request = httpx2.Request("GET", "https://huggingface.co/some/model/resolve/main/config.json")
+        hf_raise_for_status(httpx2.Response(status, headers={"X-Error-Code": "GatedRepo"}, request=request))
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    assert run_here(monkeypatch, kind, "--config", configs[kind], "--model_name_or_path", "some/model") == 2
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "accept its licence at https://huggingface.co/some/model, run `hf auth login`, and start again" in error
 
 
 def in_two_processes(fault, kind, *words):

@@ -1,5 +1,6 @@
 """Runs the real training commands on generated data with tiny models."""
 
+import gc
 import json
 import os
 import runpy
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +20,9 @@ import yaml
 from safetensors.torch import load_file
 
 from medfinetune.data.load import load_pairs
+from medfinetune.decoder import merge
 from medfinetune.decoder.model import load_decoder
+from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.encoder.model import load_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +101,22 @@ def test_lora_config_trains_a_tiny_model(configs, tmp_path, monkeypatch, capsys)
     words += ["--model_revision", "null", "--output_dir", tmp_path / "lora", "--max_steps", 2, "--dtype", "float32"]
     words += ["--bf16", "false", "--use_cpu", "true", "--dataloader_num_workers", 0, "--eval_steps", 2]
     words += ["--merge_adapter", "true"]
+    seen, load, train = [], merge.load_decoder, MllamaSFTTrainer.train
+
+    def train_and_look(self, **kwargs):
+        seen.append(weakref.ref(self.model.get_base_model()))
+        train(self, **kwargs)
+        gc.disable()  # nothing is collected by chance
+
+    def look_and_load(*args, **kwargs):
+        gc.enable()
+        seen.append(seen[0]())
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(MllamaSFTTrainer, "train", train_and_look)
+    monkeypatch.setattr(merge, "load_decoder", look_and_load)
     assert run_here(monkeypatch, "decoder", *words) == 0
+    assert seen[1] is None  # what was trained made room for the second model
     assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
     weights = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert all("language_model" in name for name in weights)
