@@ -49,6 +49,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
     def watch_gradients(self, norm: Tensor | float | None, accelerator: Accelerator) -> None:
         """Takes the norm of the gradients of a step; not under fp16, where loss scaling skips those that overflow."""
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP's may be shared out
         self._grad_norm = 0.0 if norm is None or accelerator.mixed_precision == "fp16" else norm
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
