@@ -52,7 +52,10 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
     def watch_gradients(self, norm: Tensor | float | None, accelerator: Accelerator) -> None:
         """Takes the norm of the gradients of a step; not under fp16, where loss scaling skips those that overflow."""
-        self._grad_norm = 0.0 if norm is None or accelerator.scaler is not None else norm
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP's may be shared out
+        # DeepSpeed scales by itself, and accelerate with a scaler.
+        scaled = accelerator.mixed_precision == "fp16" or getattr(accelerator, "scaler", None) is not None
+        self._grad_norm = 0.0 if norm is None or scaled else norm
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Forgets a step that was not finished."""

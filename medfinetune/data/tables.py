@@ -95,7 +95,7 @@ def _csv_rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[str, 
             if len(columns) == 1 and other is not None:
                 raise InputError(
                     f"{path}: the header has one cell, with {other!r} in it; is that the separator? Then set "
-                    f"reports_separator: {other!r}"
+                    f"`reports_separator: {other}`"
                 )
             # The header is row 1, as a spreadsheet counts.
             for number, row in enumerate(reader, start=2):

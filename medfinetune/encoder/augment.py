@@ -92,11 +92,6 @@ class AugmentedPairs(torch.utils.data.Dataset):
         # Shared, so that workers that live longer than an epoch see it too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    @property
-    def input_ids(self) -> Tensor:
-        """`(N, max_length)`, the texts as they are."""
-        return self._cache.input_ids
-
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; called before each epoch."""
         self._epoch.fill_(epoch)

@@ -36,3 +36,11 @@ def test_another_encoding_is_named_or_refused(tmp_path, suffix):
 def test_encoding_of_an_empty_file(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"")
     assert encoding_of(tmp_path / "a.txt") == "utf-8"
+
+
+def test_another_separator_is_named(tmp_path):
+    """Spreadsheets of half of Europe write semicolons; a comma in a text then makes a row too long."""
+    (tmp_path / "a.csv").write_text("image;text\n1.png;No fracture, no effusion.\n")
+    with pytest.raises(InputError, match=r"header has one cell, with ';' in it.*`reports_separator: ;`"):
+        list(read_table(tmp_path / "a.csv"))
+    assert [row["image"] for _, row in read_table(tmp_path / "a.csv", separator=";")] == ["1.png"]

@@ -78,9 +78,12 @@ def in_two_processes(fault, kind, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_a_loss_that_one_process_has_ends_both(configs, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "stage"), [("encoder", None), ("decoder", None), ("decoder", 2), ("decoder", 3)])
+def test_a_loss_that_one_process_has_ends_both(configs, tmp_path, kind, stage):
     words = ["--config", configs[kind], *options({"save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"})]
+    if stage:
+        pytest.importorskip("deepspeed")
+        words += ["--deepspeed", f"ds_configs/zero{stage}.json"]
     said = in_two_processes("nan", kind, *words, "--max_steps", 4)
     [error] = [line for line in said.splitlines() if "error: step" in line]
     assert "step 3: the loss is nan (rows " in error

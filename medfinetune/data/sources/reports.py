@@ -114,9 +114,7 @@ def _check_columns(path: Path, row: Row, names: dict[str, str], required: Collec
         found = list(map(str, row))
         near = difflib.get_close_matches(names[name], found, n=1)
         hint = "`reports_columns` says which is which"
-        if len(found) == 1 and ";" in found[0]:
-            hint = "its cells stand with ; between them: `reports_separator: ;`"
-        elif near:
+        if near:
             hint = f"did you mean {near[0]}? {hint}"
         raise InputError(f"{path}: column {names[name]} is missing; it has {', '.join(found)} ({hint})")
 
