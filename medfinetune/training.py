@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from medfinetune.distributed import gather_objects, sum_over_processes
 from medfinetune.errors import InputError, require_folder
 
+_MODEL_FILES = ("model*.safetensors*", "adapter_model.safetensors")
 # torch.save writes through a stream that only says that it failed.
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error", "unexpected pos", "file write failed")
 
@@ -30,9 +31,6 @@ class NamedBatches:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {**self.collator(rows), "ids": [str(row.get("id", "without id")) for row in rows]}
-
-
-_MODEL_FILES = ("model*.safetensors*", "adapter_model.safetensors")
 
 
 class StopOnNonFiniteLoss(TrainerCallback):
