@@ -24,7 +24,7 @@ def why_not_loaded(model_name_or_path: str, error: Exception) -> str:
         return f"{model_name_or_path}: holds no checkpoint that can be read ({cause})"
     return (
         f"{model_name_or_path}: no such folder, and it could not be fetched from the Hub; check the name, the network, "
-        f"and for a private model `hf auth login` ({cause})"
+        f"and for a private or gated model `hf auth login` ({cause})"
     )
 
 

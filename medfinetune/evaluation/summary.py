@@ -1,5 +1,6 @@
 """The few figures that a terminal shows, each beside what a model without sight would reach."""
 
+import re
 from typing import Any
 
 
@@ -15,8 +16,9 @@ def describe_results(results: dict[str, Any]) -> str:
 def _encoder(figures: dict[str, Any] | None) -> list[str]:
     lines = []
     for name, by_language in (figures or {}).items():
-        if name.startswith("recall_at_1_among_"):
-            size = int(name.removeprefix("recall_at_1_among_"))
+        among = re.fullmatch(r"recall_at_1_among_(\d+)", name)
+        if among:
+            size = int(among[1])
             lines += [
                 _line("encoder", f"recall@1 among {size}, {language}", value, "chance", 1 / size)
                 for language, value in by_language.items()

@@ -41,6 +41,7 @@ from tests.real_data import REPO
 
 HOLD_LOCK = """
 import sys, time
+from functools import partial
 from pathlib import Path
 from medfinetune.data.lock import only_writer
 with only_writer(Path(sys.argv[1])):
@@ -218,7 +219,9 @@ def test_an_interrupt_is_one_line(tmp_path):
     write_table(tmp_path / "reports.csv", rows)
     command = [sys.executable, "recipes/prepare.py", "--reports_file", str(tmp_path / "reports.csv")]
     command += ["--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
-    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
+    # A shell gives what it starts in the background no Ctrl-C.
+    hears_it = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True, preexec_fn=hears_it)
     journal = tmp_path / "out" / JOURNAL
     while process.poll() is None and (not journal.exists() or journal.read_text().count("}") < 3):
         time.sleep(0.005)
