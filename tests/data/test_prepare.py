@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,6 @@ from tests.real_data import REPO
 
 HOLD_LOCK = """
 import sys, time
-from functools import partial
 from pathlib import Path
 from medfinetune.data.lock import only_writer
 with only_writer(Path(sys.argv[1])):
