@@ -104,11 +104,11 @@ def test_other_pixels_of_the_same_size_and_time_are_noticed(tmp_path, in_place):
 
 def test_images_out_of_a_table_are_known_by_their_content(tmp_path, monkeypatch):
     path = save(tmp_path / "out" / image_store.INCOMING_DIR / "a.png", 1)
-    store([str(path)], tmp_path / "out", 2240, 1)
+    first = store([str(path)], tmp_path / "out", 2240, 1)
     path.unlink()
     save(path, 1)
     forbid_opening(monkeypatch)
-    store([str(path)], tmp_path / "out", 2240, 1)
+    assert store([str(path)], tmp_path / "out", 2240, 1) == first
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -224,7 +224,8 @@ def test_an_augmented_set_is_taken(loaded, tmp_path):
     args = config(tmp_path, image_size_px=48, brightness=0.1, max_steps=1)
     pairs = medfinetune.augment_pairs(train, lambda rows: PairCache(rows, processor, tmp_path), args)
     cached = PairCache(validation, processor, tmp_path)
-    SigLIPTrainer(model, args, pairs, cached, processor, data_collator=pairs.collate).train()
+    trainer = SigLIPTrainer(model, args, pairs, cached, processor, data_collator=pairs.collate)
+    assert trainer.train().global_step == 1
 
 
 def test_the_length_of_texts_is_saved_and_read_by_the_evaluation(loaded, tmp_path, tiny_siglip):
