@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from medfinetune.distributed import check_deepspeed, gather, rank, sum_over_processes, world_size
 from medfinetune.errors import InputError
+from tests.processes import TWO_PROCESSES
 
 WORKER = """
 import torch
@@ -37,7 +37,7 @@ leave()
 
 def test_two_processes(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "worker.py")]
+    command = [*TWO_PROCESSES, str(tmp_path / "worker.py")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr

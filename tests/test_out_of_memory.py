@@ -34,6 +34,17 @@ def run_out(*args, **kwargs):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_count_that_fails_hides_nothing(make, kind, monkeypatch):
+    trainer = make(kind, max_steps=1)
+    monkeypatch.setattr(trainer, "compute_loss" if kind == "decoder" else "training_step", run_out)
+    monkeypatch.setattr(f"medfinetune.{kind}.trainer.count_run", lambda *a, **k: {}["no such size"])
+    with pytest.raises(
+        InputError, match=r"^step 0: out of memory.*could not count \('no such size'\); lower per_device"
+    ):
+        trainer.train()
+
+
 def test_the_longest_row_is_named(make, tmp_path, monkeypatch):
     changes = {"per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 2}
     trainer = make("decoder", train_sampling_strategy="sequential", **changes)

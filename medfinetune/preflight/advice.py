@@ -16,10 +16,22 @@ _LESS = 0.9
 def what_would_fit(args: Any, count: Count) -> str:
     """Names the first changes that make a run smaller, in one line; they are counted now, which takes up to a minute.
 
+    Where counting itself fails, the line says so: that memory ran out must not be hidden by a second error.
+
     Args:
         args: The run's settings.
         count: As for `plan`.
     """
+    try:
+        return _changes(args, count)
+    except Exception as error:
+        return (
+            f"preflight could not count ({' '.join(str(error).split())[:200]}); lower per_device_train_batch_size "
+            "or set gradient_checkpointing"
+        )
+
+
+def _changes(args: Any, count: Count) -> str:
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     zero = read_zero(args.deepspeed)
     setup, machine = Setup(args, zero, args.world_size), Machine(args.world_size, device_bytes(on_cpu), None, on_cpu)

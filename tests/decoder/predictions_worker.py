@@ -13,7 +13,7 @@ import datasets
 
 from medfinetune.decoder.model import load_decoder
 from medfinetune.decoder.trainer import MllamaSFTTrainer
-from medfinetune.distributed import rank
+from medfinetune.distributed import leave, rank
 from tests.decoder.test_trainer import config
 
 checkpoint, folder = sys.argv[1], Path(sys.argv[2])
@@ -35,3 +35,4 @@ for samples in (3, 1):
     trainer = MllamaSFTTrainer(model, args, validation, validation, processor)
     (folder / f"{samples}-{rank()}.json").write_text(json.dumps(trainer.evaluate()))
     trainer.train()  # the same within a run, wrapped for several processes
+leave()

@@ -16,7 +16,7 @@ import torch
 
 from medfinetune.decoder.model import load_decoder
 from medfinetune.decoder.trainer import MllamaSFTTrainer
-from medfinetune.distributed import rank, world_size
+from medfinetune.distributed import leave, rank, world_size
 from tests.decoder.test_trainer import config
 
 
@@ -62,3 +62,4 @@ def work(checkpoint, folder):
 
 if __name__ == "__main__":
     work(sys.argv[1], Path(sys.argv[2]))
+    leave()

@@ -1,7 +1,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -18,6 +17,7 @@ from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.errors import InputError
 from medfinetune.evaluation.text import bleu_by_language
 from tests.decoder.test_trainer import config
+from tests.processes import TWO_PROCESSES
 
 KEYS = {"predict_with_generate": True, "predict_max_new_tokens": 6, "lexicon": "phantom", "eval_strategy": "steps"}
 ENDS = ["", ", and counts twice in the evaluation", ", and its own answer is not scored"]
@@ -203,11 +203,9 @@ def test_two_processes_share_the_sample(loaded, reports, phantom_dir, tiny_mllam
     model, processor = loaded
     validation = reports[1].select(range(4))
     validation.save_to_disk(tmp_path / "validation")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     worker = Path(__file__).with_name("predictions_worker.py")
-    done = subprocess.run(
-        [*command, str(worker), str(tiny_mllama), str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
+    command = [*TWO_PROCESSES, str(worker), str(tiny_mllama), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     for samples in (3, 1):
         args = config(tmp_path, predict_samples=samples, **(KEYS | {"per_device_eval_batch_size": 2}))

@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 
 import datasets
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 from medfinetune.decoder.generation import perplexity
 from medfinetune.decoder.model import load_decoder
 from tests.decoder import processes_worker
+from tests.processes import TWO_PROCESSES
 
 TEXTS = ["Nothing.", "A fracture of the left hip, and fluid around it.", "未见异常。", "No effusion is seen today."]
 
@@ -34,7 +34,7 @@ def folder(tiny_mllama, tmp_path_factory):
     rows([1, 0, 2, 1, 1, 1, 0, 0, 0, 0, 0, 0]).save_to_disk(path / "train")  # the last step is text alone
     rows([1, 0, 2, 1, 0]).save_to_disk(path / "validation")
     processes_worker.work(str(tiny_mllama), path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", processes_worker.__file__]
+    command = [*TWO_PROCESSES, processes_worker.__file__]
     done = subprocess.run([*command, str(tiny_mllama), str(path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return path

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from medfinetune.encoder.exact import embedding_gradients, exact_backward
 from medfinetune.encoder.loss import sigmoid_loss
 from medfinetune.encoder.model import load_encoder
 from tests.encoder import exact_worker
+from tests.processes import TWO_PROCESSES
 
 REPO = Path(__file__).parents[2]
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
@@ -55,8 +55,7 @@ def test_micro_batches_are_the_whole_batch(whole, tiny_siglip, tmp_path, dtype, 
 
 
 def train_in_two_processes(runs, **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += [str(REPO / "tests" / "encoder" / "exact_worker.py"), json.dumps(runs)]
+    command = [*TWO_PROCESSES, str(REPO / "tests" / "encoder" / "exact_worker.py"), json.dumps(runs)]
     environment |= os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,7 +1,6 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from medfinetune.encoder.model import load_encoder
 from medfinetune.encoder.trainer import SigLIPTrainer
 from medfinetune.errors import InputError
 from tests.encoder.test_loss import Largest, groups_of, made
+from tests.processes import TWO_PROCESSES
 
 PROMPTS = Path(medfinetune.__file__).parent / "evaluation" / "prompts"
 RECIPES = Path(medfinetune.__file__).parents[1] / "recipes"
@@ -401,8 +401,7 @@ def test_two_processes_report_what_one_does(loaded, tmp_path, swapped):
     recipe = yaml.safe_load((RECIPES / "encoder" / "demo.yaml").read_text())
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(recipe | given | {"output_dir": str(tmp_path / "two")}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(RECIPES / "encoder.py"), "--config", str(path)]
+    command = [*TWO_PROCESSES, str(RECIPES / "encoder.py"), "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "x 2 processes" in done.stdout
