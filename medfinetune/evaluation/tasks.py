@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from medfinetune.errors import InputError
 from medfinetune.parser import read_yaml
 
 _FOLDER = Path(__file__).parent / "prompts"
-_KEYS = ("task", "truth", "sources", "ordered", "classes")
+_KEYS = ("task", "truth", "sources", "ordered", "statements", "classes")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Task:
         truth: `label`, or `metadata` for the key of that name in a row's metadata.
         sources: Only rows of these sources have a truth; all where empty.
         ordered: The classes stand in an order, so that a near miss is better than a far one.
+        statements: Value -> language -> a few words that state it; for the values that the file has some for.
     """
 
     name: str
@@ -31,6 +32,18 @@ class Task:
     truth: str = "metadata"
     sources: tuple[str, ...] = ()
     ordered: bool = False
+    statements: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def statement(self, value: str, language: str) -> str:
+        """The words that state a value in a language: the file's own, else its first prompt, else `name: value`.
+
+        A prompt states a class only where the file tells its language: prompts in short are whole texts.
+        """
+        own = self.statements.get(value, {})
+        if language in own:
+            return own[language]
+        prompts = self.classes[value].get(language)
+        return prompts[0] if prompts else f"{self.name.replace('_', ' ')}: {value}"
 
     @property
     def values(self) -> list[str]:
@@ -59,8 +72,9 @@ def read_tasks(names: str | Path | Sequence[str | Path]) -> list[Task]:
 
     Args:
         names: Of files that come with the library (`knee_grade`, `skin_diagnosis`), or paths to YAML files. A file
-            holds one task (`task`, `truth`, `sources`, `ordered`, `classes: {value: {language: [prompt, ...]}}`), or
-            several in short, `attribute: {value: [prompt, ...]}`, whose truth is in the metadata.
+            holds one task (`task`, `truth`, `sources`, `ordered`, `statements: {value: {language: words}}`,
+            `classes: {value: {language: [prompt, ...]}}`), or several in short, `attribute: {value: [prompt, ...]}`,
+            whose truth is in the metadata; there a value may map `prompts` and `statement: {language: words}`.
 
     Raises:
         InputError: A file is missing or not in that form, or two tasks have one name.
@@ -133,10 +147,22 @@ def _read(path: Path) -> list[Task]:
     # In the short form every key is an attribute, and maps its values.
     if any(not isinstance(table.get(key, {}), dict) for key in _KEYS[:-1]):
         return [_task(path, table)]
-    return [
-        Task(str(attribute), _classes(f"{path}: {attribute}", values, by_language=False))
-        for attribute, values in table.items()
-    ]
+    return [_short_task(f"{path}: {attribute}", str(attribute), values) for attribute, values in table.items()]
+
+
+def _short_task(where: str, name: str, values: Any) -> Task:
+    stated, plain = {}, values
+    if isinstance(values, dict):
+        plain = {}
+        for value, given in values.items():
+            if isinstance(given, dict):
+                if set(given) - {"prompts", "statement"}:
+                    raise InputError(f"{where}: {value}: must be a list of prompts, or map prompts and statement")
+                stated[value] = given.get("statement", {})
+                given = given.get("prompts")
+            plain[value] = given
+    classes = _classes(where, plain, by_language=False)
+    return Task(name, classes, statements=_statements(where, stated, classes))
 
 
 def _task(path: Path, table: dict[str, Any]) -> Task:
@@ -156,7 +182,21 @@ def _task(path: Path, table: dict[str, Any]) -> Task:
     if not isinstance(ordered, bool):
         raise InputError(f"{path}: ordered: must be true or false, but is {ordered!r}")
     classes = _classes(f"{path}: classes", table["classes"], by_language=True)
-    return Task(table["task"], classes, truth, tuple(sources), ordered)
+    statements = _statements(f"{path}: statements", table.get("statements", {}), classes)
+    return Task(table["task"], classes, truth, tuple(sources), ordered, statements)
+
+
+def _statements(where: str, table: Any, classes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: must map values to words by language")
+    stated = {}
+    for value, by_language in table.items():
+        if str(value) not in classes:
+            raise InputError(f"{where}: {value}: is no class (known: {', '.join(classes)})")
+        if not isinstance(by_language, dict) or not all(isinstance(words, str) for words in by_language.values()):
+            raise InputError(f"{where}: {value}: must map each language to the words that state it")
+        stated[str(value)] = {str(language): words for language, words in by_language.items()}
+    return stated
 
 
 def _classes(where: str, values: Any, by_language: bool) -> dict[str, dict[str, list[str]]]:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -125,3 +126,31 @@ def test_missing_files_and_doubled_names(tmp_path):
         read_tasks(["knee"])
     with pytest.raises(InputError, match="task knee_grade: another zero-shot file has a task of that name"):
         read_tasks(["knee_grade", "knee_grade"])
+
+
+def test_a_value_is_stated_in_the_files_words_or_by_its_first_prompt(read):
+    side, grade = read(
+        "side: {left: {prompts: [l1], statement: {en: On the left, zh: 左}}, right: [r1]}\ngrade: {0: [g0], 1: [g1]}\n"
+    )
+    assert (side.prompts(), side.statement("left", "zh")) == ([["l1"], ["r1"]], "左")
+    assert (side.statement("right", "en"), grade.statement("0", "en")) == ("side: right", "grade: 0")
+    (task,) = read(LONG + "statements: {1: {en: Some of it}}\n")
+    assert (task.statement("1", "en"), task.statement("1", "zh"), task.statement("0", "en")) == (
+        "Some of it",
+        "有",
+        "none",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LONG + "statements: {7: {en: Some}}\n", "statements: 7: is no class (known: 0, 1)"),
+        (LONG + "statements: {1: Some}\n", "statements: 1: must map each language to the words that state it"),
+        ("side: {left: {prompts: [a], words: x}, right: [b]}", "side: left: must be a list of prompts, or map"),
+        ("side: {left: {statement: {en: x}}, right: [b]}", "side: left: must be a list of prompts"),
+    ],
+)
+def test_wrong_statements_are_named(read, content, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read(content)

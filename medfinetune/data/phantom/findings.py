@@ -1,7 +1,7 @@
 """What a generated image shows, and the sentences that say so in English and Chinese."""
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -133,6 +133,31 @@ def combinations(rng: np.random.Generator) -> list[Findings]:
     """Every combination of all attributes, in random order."""
     every = [dict(zip(ATTRIBUTES, values, strict=True)) for values in itertools.product(*ATTRIBUTES.values())]
     return [every[i] for i in rng.permutation(len(every))]
+
+
+def zero_shot_tasks(rng: np.random.Generator, num_prompts: int = 128) -> dict[str, dict[str, dict[str, Any]]]:
+    """What a zero-shot file asks of the images: `zero_shot_prompts`, and a few words that state each value.
+
+    Returns:
+        attribute -> value -> `prompts` and `statement` (language -> words).
+    """
+    return {
+        attribute: {
+            value: {"prompts": prompts, "statement": {lang: statement(attribute, value, lang) for lang in ("en", "zh")}}
+            for value, prompts in by_value.items()
+        }
+        for attribute, by_value in zero_shot_prompts(rng, num_prompts).items()
+    }
+
+
+def statement(attribute: str, value: str, language: Literal["en", "zh"]) -> str:
+    """One value of one attribute in a few words, without a full stop."""
+    if attribute == "lesion_colour":
+        return f"{_WORDS[value]}皮损" if language == "zh" else f"{value.capitalize()} lesion"
+    if attribute == "lesion_border":
+        zh = {"regular": "边界规则", "irregular": "边界不规则"}
+        return zh[value] if language == "zh" else f"{value.capitalize()} border"
+    return sentences(attribute, {attribute: value}, language)[0].rstrip(".。")
 
 
 def zero_shot_prompts(rng: np.random.Generator, num_prompts: int = 128) -> dict[str, dict[str, list[str]]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from medfinetune.data.phantom.draw import draw
-from medfinetune.data.phantom.findings import ATTRIBUTES, PARTS, Findings, combinations, report, zero_shot_prompts
+from medfinetune.data.phantom.findings import ATTRIBUTES, PARTS, Findings, combinations, report, zero_shot_tasks
 from medfinetune.errors import InputError
 
 LANGUAGES = ("en", "zh")
@@ -89,7 +89,7 @@ def write_raw_folders(output_dir: Path, seed: int = 0, sizes: Sizes | None = Non
         _write_pad_ufes(output_dir / "pad_ufes_20", sizes.pad_ufes, rng, progress)
         _write_slake(output_dir / "slake" / "Slake1.0", sizes.slake, rng, progress)
         _write_reports(output_dir, sizes, rng, progress)
-    prompts = zero_shot_prompts(rng)
+    prompts = zero_shot_tasks(rng)
     (output_dir / "zero_shot.yaml").write_text(yaml.safe_dump(prompts, allow_unicode=True), encoding="utf-8")
 
 
