@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipConfig, SiglipModel
 
+from medfinetune.errors import InputError
 from tests.benchmarks.encoder_loss import load_open_clip
 from tests.benchmarks.encoder_step import collate, make_model, make_rows, make_trainer, synchronise, time_steps
 
@@ -100,8 +101,15 @@ def measure_gpu(loss_file: Path | None, device: str = "cuda") -> tuple[dict, dic
             try:
                 rate = batch / statistics.median(run(rows)[NUM_WARM_UP:])
                 lines[f"pairs a second, batch {batch}: {name}"] = f"{rate:.0f} ({rate * work / best:.0%})"
-            except torch.cuda.OutOfMemoryError:
+            except (torch.cuda.OutOfMemoryError, InputError) as error:
+                # The trainer says in its own words what would fit.
+                if not isinstance(error.__cause__ or error, torch.cuda.OutOfMemoryError):
+                    raise
                 lines[f"pairs a second, batch {batch}: {name}"] = "does not fit"
+            # Said at once: a device is often lent for a short time.
+            print(
+                f"batch {batch}: {name}: {lines[f'pairs a second, batch {batch}: {name}']} pairs a second", flush=True
+            )
             model.zero_grad(set_to_none=True)
             if device == "cuda":
                 torch.cuda.empty_cache()
