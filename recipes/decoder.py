@@ -42,7 +42,7 @@ def train(args: MllamaSFTConfig, chats: Dataset, validation_chats: Dataset | Non
         save_config(args, Path(args.output_dir) / "config.yaml")
     trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor)
     if args.process_index == 0:
-        print(trainer.data_collator.describe_cuts(chats))
+        print(trainer.describe_cuts())
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
     leave()
