@@ -36,7 +36,7 @@ TIERS = [
     | {"encoder.preflight", "decoder.preflight"},
     {"evaluation", "demo"},
     {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},
-    {"encoder.measure", "decoder.measure"},
+    {"encoder.measure", "decoder.measure", "inference"},
 ]
 
 
