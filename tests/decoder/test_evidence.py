@@ -29,7 +29,8 @@ def found(name):
 
 def own_words(name):
     near = "\n".join(f"{i + 1}. Like {name} {i}." for i in range(3))
-    return f"Reports of similar images:\n{near}\nFindings that are probable from the image: Heart of {name} (80%).\nReport?"
+    labels = f"Findings that are probable from the image: Heart of {name} (80%)."
+    return f"Reports of similar images:\n{near}\n{labels}\nReport?"
 
 
 def question(row):
