@@ -66,7 +66,8 @@ def _row(number: int, num_neighbours: int, rng: np.random.Generator) -> dict[str
         Neighbour(f"reading-{number}-{i}", told, float(similarity))
         for i, (told, similarity) in enumerate(zip([text, *others], near, strict=True))
     ]
-    labels = [_label(attribute, value, rng) for attribute, value in findings.items()]
+    # In the order of the generated zero-shot file.
+    labels = [_label(attribute, value, rng) for attribute, value in sorted(findings.items())]
     words = evidence_words(Evidence(neighbours, labels), kind, language)
     question = [{"role": "user", "content": [{"type": "text", "text": PROMPTS["report"][language]}]}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
