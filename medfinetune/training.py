@@ -83,6 +83,19 @@ class StopOnNonFiniteLoss(TrainerCallback):
         )
 
 
+class FollowEpoch(TrainerCallback):
+    """Tells samplers and data sets the epoch: in a resumed run of several processes, accelerate does not."""
+
+    def __init__(self, followers: Sequence[Any] = ()):
+        self.followers = list(followers)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for follower in self.followers:
+            follower.set_epoch(int(state.epoch or 0))
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint that was written to its end; a run that dies while saving leaves a part of one.
 

@@ -15,6 +15,7 @@ from medfinetune.decoder.model import describe_parameters, load_decoder, quantiz
 from medfinetune.decoder.trainer import MllamaSFTTrainer
 from medfinetune.demo import start_default
 from medfinetune.distributed import leave
+from medfinetune.inference.training_evidence import describe_training_evidence, training_evidence
 from medfinetune.parser import parse, run, save_config
 from medfinetune.training import checkpoint_to_resume, describe_run, finish, splits_for_training
 
@@ -29,6 +30,8 @@ def main() -> None:
         audit(args.data_dir)
         print(describe_run(args, len(chats), len(validation_chats or []), checkpoint))
     if args.dry_run:
+        if args.evidence != "none":
+            print(describe_training_evidence(args, [*chats["id"], *(validation_chats or {"id": []})["id"]]))
         print(describe_parameters(args))
         return
     train(args, chats, validation_chats, checkpoint)
@@ -37,12 +40,13 @@ def main() -> None:
 
 
 def train(args: MllamaSFTConfig, chats: Dataset, validation_chats: Dataset | None, checkpoint: str | None) -> None:
+    evidence = training_evidence(args)
     model, processor = load_decoder(args.model_name_or_path, args.model_revision, args.dtype, quantization_config(args))
     if args.process_index == 0:
         save_config(args, Path(args.output_dir) / "config.yaml")
-    trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor)
+    trainer = MllamaSFTTrainer(model, args, chats, validation_chats, processor, evidence=evidence)
     if args.process_index == 0:
-        print(trainer.data_collator.describe_cuts(chats))
+        print(trainer.describe_cuts())
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer, args)
     leave()

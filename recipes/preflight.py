@@ -15,6 +15,7 @@ from medfinetune.decoder.preflight import preflight as preflight_decoder
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.encoder.measure import measure_run as measure_encoder
 from medfinetune.encoder.preflight import preflight as preflight_encoder
+from medfinetune.inference.training_evidence import training_evidence
 from medfinetune.parser import run
 from medfinetune.preflight.config import read_arguments
 from medfinetune.preflight.table import describe, describe_measured
@@ -32,8 +33,11 @@ def main() -> None:
         plan = preflight_decoder(args, machine, zero, options.num_images, options.num_tiles, options.num_rows)
     print(describe(plan))
     if options.measure:
-        measure = measure_encoder if asked.kind == "encoder" else measure_decoder
-        print(describe_measured(measure(args, machine, zero)))
+        if asked.kind == "encoder":
+            measured = measure_encoder(args, machine, zero)
+        else:
+            measured = measure_decoder(args, machine, zero, training_evidence(args))
+        print(describe_measured(measured))
     sys.exit(0 if plan.fits else 1)
 
 

@@ -32,11 +32,11 @@ TIERS = [
     | {"encoder.temperature"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"}
     | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}
-    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge"}
+    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge", "decoder.evidence"}
     | {"encoder.preflight", "decoder.preflight"},
     {"evaluation", "demo"},
     {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},
-    {"encoder.measure", "decoder.measure"},
+    {"encoder.measure", "decoder.measure", "inference"},
 ]
 
 
@@ -99,7 +99,7 @@ def test_every_training_recipe_says_what_memory_it_takes():
 
 def test_every_decoder_recipe_says_what_memory_it_takes():
     recipes = sorted((REPO / "recipes" / "decoder").glob("*.yaml"))
-    assert len(recipes) == 8
+    assert len(recipes) == 10
     for path in recipes:
         text = path.read_text(encoding="utf-8")
         comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))

@@ -112,7 +112,7 @@ def with_evidence(messages: Sequence[Mapping[str, Any]], words: str) -> list[dic
     """A chat with evidence before the words of its last user turn, behind the turn's images.
 
     Behind the images, so that the text can attend to them under either attention rule; before the question, so that
-    a prompt that is too long loses evidence first.
+    a prompt that is too long loses evidence first. Words before an image stay there, evidence or not.
 
     Args:
         messages: Turns as in `chat_instructions.jsonl`; they are left as they are.
@@ -127,10 +127,11 @@ def with_evidence(messages: Sequence[Mapping[str, Any]], words: str) -> list[dic
         turn["content"] = f"{words}\n{turn['content']}"
         return turns
     parts = [dict(part) for part in turn["content"]]
-    first = next((i for i, part in enumerate(parts) if part["type"] == "text"), len(parts))
-    if first < len(parts):
-        parts[first]["text"] = f"{words}\n{parts[first]['text']}"
-    else:
+    behind = 1 + max((i for i, part in enumerate(parts) if part["type"] == "image"), default=-1)
+    first = next((i for i in range(behind, len(parts)) if parts[i]["type"] == "text"), None)
+    if first is None:
         parts.append({"type": "text", "text": words})
+    else:
+        parts[first]["text"] = f"{words}\n{parts[first]['text']}"
     turn["content"] = parts
     return turns

@@ -2,6 +2,7 @@
 
 import re
 import string
+from typing import Literal
 
 # Full-width forms of ASCII lie at a fixed distance; the others are written for a comma or a space.
 _WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
@@ -58,3 +59,8 @@ def meaning(text: str) -> str:
         end = match.end()
     kept.append(text[end:].translate(_PUNCTUATION))
     return "".join("".join(kept).split())
+
+
+def language_of(text: str) -> Literal["en", "zh"]:
+    """`zh` where a text has a Chinese character, else `en`."""
+    return "zh" if any("一" <= character <= "鿿" for character in text) else "en"

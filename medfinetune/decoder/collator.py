@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -83,11 +83,11 @@ class MllamaCollator:
         """Tokenises one chat, labels it, and shortens it where it is too long; opens no image."""
         return self._chats.encode(row)
 
-    def describe_cuts(self, rows: datasets.Dataset) -> str:
+    def describe_cuts(self, rows: datasets.Dataset | Collection[dict[str, Any]]) -> str:
         """How long the chats are, what `max_length` costs, and which have nothing to learn; reads no image.
 
         Args:
-            rows: What the collator takes, undecoded.
+            rows: What the collator takes; a collection of rows comes undecoded.
         """
         lengths, cuts, empty = [], [], []
         for row in tqdm(_without_pixels(rows), desc="measuring chats", unit="chat"):
@@ -105,11 +105,11 @@ class MllamaCollator:
             said += f"\nwarning: {len(empty):,} of them have an empty answer, and only its end to learn: {named}"
         return said
 
-    def require_words(self, rows: datasets.Dataset) -> None:
+    def require_words(self, rows: datasets.Dataset | Collection[dict[str, Any]]) -> None:
         """Looks for the first chat that has a word to learn; the end of an empty answer is none.
 
         Args:
-            rows: What the collator takes, undecoded.
+            rows: As for `describe_cuts`.
 
         Raises:
             InputError: There is none.
@@ -162,7 +162,9 @@ class MllamaPreferenceCollator:
         return batch
 
 
-def _without_pixels(rows: datasets.Dataset) -> datasets.Dataset:
+def _without_pixels(rows: Any) -> Any:
+    if not hasattr(rows, "select_columns"):
+        return rows
     wanted = ("id", "messages", "prompt", "completion", "images", "image")
     return undecoded(rows.select_columns([name for name in rows.column_names if name in wanted]))
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from trl import SFTConfig
 
+from medfinetune.data.evidence import EvidenceKind
 from medfinetune.distributed import check_deepspeed, join_deepspeed_on_cpu
 from medfinetune.errors import InputError
 
@@ -148,6 +149,42 @@ class MllamaSFTConfig(SFTConfig):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "true hides losses that are not finite from the log; they end the run anyway."}
     )
+    evidence: EvidenceKind = field(
+        default="none",
+        metadata={
+            "help": "What the encoder found about an image, told in the prompt: labels (probable findings), reports "
+            "(of similar training images), both."
+        },
+    )
+    evidence_index: str = field(
+        default="", metadata={"help": "Folder of the index that recipes/index.py writes; built there where it is not."}
+    )
+    evidence_encoder: str = field(default="", metadata={"help": "The SigLIP to build evidence_index with."})
+    evidence_tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Zero-shot files (or their names in the library) whose labels evidence tells."},
+    )
+    evidence_num_neighbours: int = field(
+        default=3, metadata={"help": "Reports of similar images that evidence tells, at most."}
+    )
+    evidence_min_probability: float = field(
+        default=0.0, metadata={"help": "Labels whose best value is less probable than this are not told."}
+    )
+    evidence_dropout: float = field(
+        default=0.3,
+        metadata={"help": "Share of training rows that get no evidence, drawn anew each epoch; none in evaluation."},
+    )
+    evidence_wrong: float = field(
+        default=0.1,
+        metadata={"help": "Share of training rows that get the evidence of another image, so that the image counts."},
+    )
+    evidence_one_kind: float = field(
+        default=0.5,
+        metadata={
+            "help": "With evidence: both, share of the told training rows that get labels alone or reports alone, in "
+            "equal parts, so that the model reads either."
+        },
+    )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to log to: none, tensorboard, wandb ..."}
     )
@@ -174,6 +211,7 @@ class MllamaSFTConfig(SFTConfig):
         if (Path(self.model_name_or_path) / "adapter_config.json").is_file():
             raise InputError(f"model_name_or_path: {self.model_name_or_path} {NO_ADAPTER}")
         self._check_cache_and_predictions()
+        self._check_evidence()
         self._check_what_trains()
         deepspeed = self.deepspeed
         if deepspeed:
@@ -212,6 +250,15 @@ class MllamaSFTConfig(SFTConfig):
             raise InputError(f"metric_for_best_model: {metric} needs predict_with_generate: true")
         if metric == "perplexity" and self.greater_is_better is None:
             self.greater_is_better = False
+
+    def _check_evidence(self) -> None:
+        for key in ("min_probability", "dropout", "wrong", "one_kind"):
+            if not 0 <= getattr(self, f"evidence_{key}") <= 1:
+                raise InputError(f"evidence_{key}: must lie between 0 and 1")
+        if self.evidence != "none" and self.evidence_dropout + self.evidence_wrong >= 1:
+            raise InputError("evidence_dropout: with evidence_wrong it leaves no row its own evidence; lower it")
+        if self.evidence_num_neighbours < 1:
+            raise InputError("evidence_num_neighbours: must be at least 1; for none at all set evidence: labels")
 
     def _check_what_trains(self) -> None:
         bits = [key for key in ("load_in_4bit", "load_in_8bit") if getattr(self, key)]

@@ -7,9 +7,11 @@ import datasets
 from torch.utils.data import Subset
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from medfinetune.data.text import language_of
 from medfinetune.decoder.chat_tokens import answer_of
 from medfinetune.decoder.collator import undecoded
 from medfinetune.decoder.config import MllamaSFTConfig
+from medfinetune.decoder.evidence import PromptEvidence
 from medfinetune.decoder.generation import generate
 from medfinetune.decoder.rows import ReadableRows
 from medfinetune.distributed import gather_objects, rank, world_size
@@ -28,11 +30,12 @@ class PredictionSample:
         languages: Each chat's column `language`, or else what its reference is written in.
     """
 
-    def __init__(self, chats: datasets.Dataset, args: MllamaSFTConfig):
+    def __init__(self, chats: datasets.Dataset, args: MllamaSFTConfig, evidence: PromptEvidence | None = None):
         """
         Args:
             chats: The validation set.
             args: The run's settings.
+            evidence: What the prompts tell besides; nothing where left out.
 
         Raises:
             InputError: A chat has no answer, the lexicon does not open, or no answer states a finding of it.
@@ -42,9 +45,9 @@ class PredictionSample:
         rows = list(undecoded(self.chats))
         self.references = [answer_of(row) for row in rows]
         self.languages = [
-            row.get("language") or _language(text) for row, text in zip(rows, self.references, strict=True)
+            row.get("language") or language_of(text) for row, text in zip(rows, self.references, strict=True)
         ]
-        self._args = args
+        self._args, self._evidence = args, evidence
         self._lexicon = load_lexicon(args.lexicon) if args.lexicon else None
         if self._lexicon and not finding_accuracy(self.references, self.references, self._lexicon)["num_findings"]:
             raise InputError(
@@ -61,10 +64,11 @@ class PredictionSample:
         per_process = -(-len(self.chats) // world_size())
         mine = [i % len(self.chats) for i in range(rank() * per_process, (rank() + 1) * per_process)]
         readable = ReadableRows(self.chats, ", and its own answer is not scored")
+        told = self._evidence.put_into(readable, training=False) if self._evidence else readable
         texts = generate(
             model,
             processor,
-            Subset(readable, mine),
+            Subset(told, mine),
             max_new_tokens=self._args.predict_max_new_tokens,
             batch_size=self._args.per_device_eval_batch_size,
             max_length=self._args.max_length,
@@ -87,7 +91,3 @@ class PredictionSample:
         if self._lexicon is not None:
             figures["finding_accuracy"] = finding_accuracy(texts, references, self._lexicon)["finding_accuracy"]
         return figures
-
-
-def _language(text: str) -> str:
-    return "zh" if any("一" <= character <= "鿿" for character in text) else "en"

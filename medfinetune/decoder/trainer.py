@@ -1,7 +1,7 @@
 """TRL's supervised fine-tuning with the labels and masks that Mllama needs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -16,9 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from medfinetune.data.evidence import Evidence
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.config import NO_ADAPTER, MllamaSFTConfig
 from medfinetune.decoder.cross_attention import mllama_inside, use_exact_rows
+from medfinetune.decoder.evidence import PromptEvidence
 from medfinetune.decoder.head import score_labels_only
 from medfinetune.decoder.model import freeze, keep_stock_names, lora_config
 from medfinetune.decoder.predictions import PredictionSample
@@ -31,7 +33,7 @@ from medfinetune.decoder.vision_cache import describe_size, use_vision_cache
 from medfinetune.distributed import gather_objects
 from medfinetune.errors import InputError
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory, saving_to
+from medfinetune.training import FollowEpoch, NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory, saving_to
 
 
 class MllamaSFTTrainer(SFTTrainer):
@@ -49,6 +51,7 @@ class MllamaSFTTrainer(SFTTrainer):
         eval_dataset: datasets.Dataset | None = None,
         processing_class: Any = None,
         data_collator: Callable | None = None,
+        evidence: Mapping[str, Evidence] | None = None,
         **kwargs: Any,
     ):
         """
@@ -59,16 +62,19 @@ class MllamaSFTTrainer(SFTTrainer):
             eval_dataset: The same.
             processing_class: The `MllamaProcessor`; saved with every checkpoint.
             data_collator: A `MllamaCollator` where left out.
+            evidence: What the encoder found, by the ids of both datasets' chats, where `args.evidence` asks for it.
             **kwargs: As for `trl.SFTTrainer`.
 
         Raises:
-            InputError: `lora_target_modules` names no module, the model has adapters already, or a dataset is a stream.
+            InputError: `lora_target_modules` names no module, the model has adapters already, a dataset is a stream, or
+                a chat with an image has no evidence.
         """
         if isinstance(model, PeftModel):
             raise InputError(f"model: {NO_ADAPTER}")
         for key, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if any(isinstance(part, IterableDataset) for part in (rows.values() if isinstance(rows, dict) else [rows])):
                 raise InputError(f"{key}: is a stream; load it without streaming, for rows are taken by their number")
+        self._evidence = PromptEvidence(evidence, args, train_dataset, eval_dataset)
         if getattr(model.config, "reference_attention_mask", False) and not args.reference_attention_mask:
             raise InputError("reference_attention_mask: the model was trained with true; set it so to train it on")
         if args.reference_attention_mask:
@@ -83,6 +89,7 @@ class MllamaSFTTrainer(SFTTrainer):
         # Else TRL tokenises chats without images itself, and holds whole-vocabulary scores of all tokens for metrics.
         args.dataset_kwargs = (args.dataset_kwargs or {}) | {"skip_prepare_dataset": True}
         kwargs.setdefault("preprocess_logits_for_metrics", lambda logits, labels: logits.argmax(dim=-1))
+        of_texts = (args.max_length, args.train_on, args.date_string)
         super().__init__(
             model=model,
             args=args,
@@ -90,13 +97,7 @@ class MllamaSFTTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator
-            or MllamaCollator(
-                processing_class,
-                args.max_length,
-                args.train_on,
-                args.date_string,
-                pad_to_multiple_of=args.pad_to_multiple_of,
-            ),
+            or MllamaCollator(processing_class, *of_texts, pad_to_multiple_of=args.pad_to_multiple_of),
             **kwargs,
         )
         self._ids: list[str] = []
@@ -107,7 +108,8 @@ class MllamaSFTTrainer(SFTTrainer):
         score_labels_only(self.model.get_base_model() if args.use_peft else self.model)
         self.add_callback(RecomputeLayers(num_recomputed_layers(self.model, args, most_images(train_dataset))))
         self._stop = StopOnNonFiniteLoss()
-        self.add_callback(self._stop)
+        for callback in (self._stop, FollowEpoch([self._evidence])):
+            self.add_callback(callback)
         self._set_up_vision_cache()
         self._check_predictions()
         self._scored: list[list[tuple[float, int]]] = []
@@ -118,7 +120,7 @@ class MllamaSFTTrainer(SFTTrainer):
             if self.eval_dataset is None:
                 raise InputError("predict_with_generate: there is no validation set; set eval_strategy and give one")
             for rows in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
-                PredictionSample(rows, self.args)
+                PredictionSample(rows, self.args, self._evidence)
 
     def _set_up_vision_cache(self) -> None:
         args = self.args
@@ -129,6 +131,11 @@ class MllamaSFTTrainer(SFTTrainer):
             mllama, processor = mllama_inside(self.model), self.processing_class.image_processor
             print(describe_size(mllama, processor, self.train_dataset, args.vision_cache, args.vision_cache_gib))
 
+    def describe_cuts(self) -> str:
+        """What `max_length` costs the training chats, each at its longest: told all of its evidence."""
+        told = "" if self.args.evidence == "none" else f"with evidence ({self.args.evidence}), "
+        return told + self.data_collator.describe_cuts(self._evidence.longest(self.train_dataset))
+
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in TRL.
 
@@ -136,7 +143,7 @@ class MllamaSFTTrainer(SFTTrainer):
             InputError: No chat has a word to learn, memory runs out, or a loss is not finite.
         """
         if isinstance(self.data_collator, MllamaCollator) and isinstance(self.train_dataset, datasets.Dataset):
-            self.data_collator.require_words(self.train_dataset)
+            self.data_collator.require_words(self._evidence.longest(self.train_dataset))
         # Around it all: `auto_find_batch_size` works inside, and the optimiser's states first appear in its step.
         with naming_what_takes_memory(self._describe_step, self.args.output_dir):
             return super().train(*args, **kwargs)
@@ -209,7 +216,7 @@ class MllamaSFTTrainer(SFTTrainer):
     def _score_answers(self, dataloader: DataLoader) -> dict[str, float]:
         if not self.args.predict_with_generate:
             return {}
-        sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args)
+        sample = PredictionSample(getattr(dataloader.dataset, "rows", dataloader.dataset), self.args, self._evidence)
         with self.compute_loss_context_manager():
             return sample.score(sample.predict(self.model, self.processing_class))
 
@@ -230,7 +237,7 @@ class MllamaSFTTrainer(SFTTrainer):
             len(rows),
             args.per_device_train_batch_size,
             identify_images(rows) if args.same_image_together else None,
-            measure_lengths(rows, collator, args.length_column_name) if by_length else None,
+            measure_lengths(self._evidence.longest(rows), collator, args.length_column_name) if by_length else None,
             args.gradient_accumulation_steps * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
         )
@@ -240,7 +247,9 @@ class MllamaSFTTrainer(SFTTrainer):
 
     def _get_dataloader(self, dataset: Any, *args: Any, sampler_fn: Callable | None = None, **kwargs: Any) -> Any:
         collator = self.data_collator
-        rows = ReadableRows(dataset, "" if kwargs.get("is_training") else ", and counts twice in the evaluation")
+        training = bool(kwargs.get("is_training"))
+        rows = ReadableRows(dataset, "" if training else ", and counts twice in the evaluation")
+        rows = self._evidence.put_into(rows, training)
         # Samplers look at the dataset's columns, which only the dataset itself has.
         sampler = (lambda _: sampler_fn(dataset)) if sampler_fn is not None else None
         try:

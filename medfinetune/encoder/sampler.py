@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medfinetune.data.text import siglip_canonical
 from medfinetune.encoder.text import normalize_text
@@ -122,19 +121,6 @@ class UniqueCaptionSampler(torch.utils.data.Sampler[int]):
                         counts[its_batch][kind][mine] += 1
                     order[place], order[other] = order[other], order[place]
                     break
-
-
-class FollowEpoch(TrainerCallback):
-    """Tells samplers and data sets the epoch: in a resumed run of several processes, accelerate does not."""
-
-    def __init__(self):
-        self.followers: list[Any] = []
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for follower in self.followers:
-            follower.set_epoch(int(state.epoch or 0))
 
 
 def pair_keys(dataset: Any) -> tuple[list[str], list[str]]:

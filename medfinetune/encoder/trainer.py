@@ -24,11 +24,11 @@ from medfinetune.encoder.metrics import embed_texts
 from medfinetune.encoder.model import set_text_length
 from medfinetune.encoder.parameter_groups import SCALE_AND_BIAS, learning_rates, split_groups
 from medfinetune.encoder.preflight import count_run
-from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
+from medfinetune.encoder.sampler import UniqueCaptionSampler, pair_keys
 from medfinetune.encoder.temperature import initialise_temperature_and_bias, scale_and_bias
 from medfinetune.evaluation.while_training import EvaluatedRows, read_known_tasks
 from medfinetune.preflight.advice import what_would_fit
-from medfinetune.training import NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory
+from medfinetune.training import FollowEpoch, NamedBatches, StopOnNonFiniteLoss, naming_what_takes_memory
 
 
 class SigLIPTrainer(Trainer):

@@ -8,8 +8,9 @@ from transformers import TrainerState
 
 from medfinetune.encoder.cache import PairCache
 from medfinetune.encoder.model import load_encoder
-from medfinetune.encoder.sampler import FollowEpoch, UniqueCaptionSampler, pair_keys
+from medfinetune.encoder.sampler import UniqueCaptionSampler, pair_keys
 from medfinetune.encoder.trainer import SigLIPTrainer
+from medfinetune.training import FollowEpoch
 from tests.encoder.test_trainer import config
 
 

@@ -1,0 +1,108 @@
+"""What an index was made of: hashes of an encoder's files and of the data."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from medfinetune.data.chat import PAIRS_FILE
+from medfinetune.errors import InputError
+
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_SHARDS = "model.safetensors.index.json"
+_SETTINGS = (
+    "config.json",
+    "adapter_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "spiece.model",
+    "tokenizer.model",
+    "special_tokens_map.json",
+)
+# They change when a checkpoint is saved by another version or loaded from another folder, and no embedding does.
+_VOLATILE = (
+    "transformers_version",
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+)
+
+
+def encoder_hash(model_name_or_path: str, revision: str | None = None) -> str:
+    """SHA-256 of everything that decides an embedding: weights, shape, image and text processing.
+
+    Args:
+        model_name_or_path: What `load_encoder` takes: a folder, a folder with an adapter (its base model counts too),
+            or a name on the Hub, whose files are those that loading fetched.
+
+    Raises:
+        InputError: It has no weights in safetensors.
+    """
+    digest = hashlib.sha256()
+    names = [*_WEIGHTS]
+    shards = _file(model_name_or_path, _SHARDS, revision)
+    if shards is not None:
+        names += sorted(set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = {name: _file(model_name_or_path, name, revision) for name in names}
+    if not any(files.values()):
+        raise InputError(f"{model_name_or_path}: holds no weights in safetensors; name the folder of an encoder")
+    files |= {name: _file(model_name_or_path, name, revision) for name in _SETTINGS}
+    for name, path in files.items():
+        if path is None:
+            continue
+        digest.update(f"{name}\0".encode())
+        if path.suffix == ".json" and name != "tokenizer.json":
+            settings = _without_volatile(json.loads(path.read_text(encoding="utf-8")))
+            digest.update(json.dumps(settings, sort_keys=True).encode())
+        else:
+            digest.update(file_hash(path).encode())
+    if files["adapter_config.json"] is not None:
+        adapter = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
+        digest.update(encoder_hash(adapter["base_model_name_or_path"], adapter.get("revision")).encode())
+    return digest.hexdigest()
+
+
+def data_hash(data_dir: str | Path) -> str:
+    """SHA-256 of the pairs, in which each image stands by the hash of its pixels.
+
+    Raises:
+        InputError: The folder or its pairs are missing.
+    """
+    path = Path(data_dir) / PAIRS_FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; recipes/prepare.py makes it (data_dir is its output_dir)")
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file(name: str, file: str, revision: str | None) -> Path | None:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(found) if found else None
+
+
+def _without_volatile(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _without_volatile(value) for key, value in settings.items() if key not in _VOLATILE}
+    return [_without_volatile(item) for item in settings] if isinstance(settings, list) else settings
