@@ -12,6 +12,8 @@ from typing import Any, Literal
 import datasets
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import safetensors.torch
 from torch import Tensor
 
@@ -177,6 +179,19 @@ class ImageIndex:
                 break
             waiting, width = short, min(4 * width, len(self))
             probe_more = probe_more * 4 if width < len(self) else len(self)
+        return found
+
+    def image_paths(self, ids: Collection[str]) -> dict[str, Path]:
+        """The image files of pairs, by the pairs' ids, where the data folder still has them."""
+        folder, found = Path(self.info.get("data_dir", "")), {}
+        pairs = self.rows.data.column("pairs").combine_chunks()
+        names = pc.struct_field(pairs.flatten(), "id")
+        wanted = pc.is_in(names, value_set=pa.array(sorted(ids), pa.string()))
+        places = pc.list_parent_indices(pairs).filter(wanted).to_pylist()
+        for name, place in zip(names.filter(wanted).to_pylist(), places, strict=True):
+            path = folder / self.rows[place]["image"]
+            if path.is_file():
+                found[name] = path
         return found
 
     def save(self, folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,13 @@ from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
 from medfinetune.evaluation.latency import StageClock
 from medfinetune.evaluation.lexicon import Lexicon, load_lexicon
+from medfinetune.inference.draft import Draft, told, unwritten
 from medfinetune.inference.embedder import Embedder
 from medfinetune.inference.evidence import EvidenceFinder
 from medfinetune.inference.fingerprint import encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions
 from medfinetune.inference.rerank import Candidate, rank_candidates
-
-_UNLIKE = "this image is unlike all training images: its nearest is less similar than for 99 of 100 validation images"
-_CUT = "the prompt was longer than max_length: evidence was cut from its front"
-
-
-@dataclass
-class _Seen:
-    """What is known of a request before anything is written."""
-
-    place: int
-    keys: list[str]
-    embed: Tensor
-    opened: list[Image.Image] | None
-    evidence: Evidence = field(default_factory=Evidence)
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    unlike_training: bool | None = None
-    num_tokens: int = 0
-    num_cut: int = 0
 
 
 class ReportPipeline:
@@ -181,39 +163,39 @@ class ReportPipeline:
         """
         kind = self._kind(options)
         start = time.perf_counter()
-        seen: list[_Seen] = []
+        drafts: list[Draft] = []
         for first in range(0, len(requests), options.batch_size):
             places = range(first, min(first + options.batch_size, len(requests)))
             for place, outcome in self._look_at(requests, places):
                 if isinstance(outcome, Unwritten):
                     yield place, outcome
                 else:
-                    seen.append(outcome)
-        self._find(seen, requests, kind, options)
-        prepared = (time.perf_counter() - start) / max(1, len(seen))
-        seen.sort(key=lambda item: (item.num_tokens, item.place))
+                    drafts.append(outcome)
+        self._find(drafts, requests, kind, options)
+        prepared = (time.perf_counter() - start) / max(1, len(drafts))
+        drafts.sort(key=lambda draft: (draft.num_tokens, draft.place))
         per_batch = max(1, options.batch_size // options.num_candidates)
-        for first in range(0, len(seen), per_batch):
+        for first in range(0, len(drafts), per_batch):
             start = time.perf_counter()
             rows, batch = [], []
-            for item in seen[first : first + per_batch]:
-                request = requests[item.place]
+            for draft in drafts[first : first + per_batch]:
+                request = requests[draft.place]
                 try:
-                    images = item.opened or request.open()[0]
+                    images = draft.opened or request.open()[0]
                 except UnreadableImage as error:
-                    yield item.place, _unwritten(request, error)
+                    yield draft.place, unwritten(request, error)
                     continue
-                batch.append(item)
-                rows.append({"id": request.id, "images": images, "messages": item.messages})
+                batch.append(draft)
+                rows.append({"id": request.id, "images": images, "messages": draft.messages})
             if not batch:
                 continue
-            asked = [(*item.keys, kind, str(requests[item.place].messages(options.task))) for item in batch]
+            asked = [(*draft.keys, kind, str(requests[draft.place].messages(options.task))) for draft in batch]
             seeds = [options.seeds("\0".join(names)) for names in asked]
             texts = self._written(rows, seeds, options)
-            ranked = self._ranked(texts, torch.stack([item.embed for item in batch]), options)
+            ranked = self._ranked(texts, torch.stack([draft.embed for draft in batch]), options)
             seconds = prepared + (time.perf_counter() - start) / len(batch)
-            for item, candidates in zip(batch, ranked, strict=True):
-                yield item.place, _report(requests[item.place], item, candidates, kind, seconds)
+            for draft, candidates in zip(batch, ranked, strict=True):
+                yield draft.place, draft.report(requests[draft.place], candidates, kind, seconds)
 
     def write(
         self,
@@ -277,44 +259,44 @@ class ReportPipeline:
 
     def _look_at(
         self, requests: Sequence[ReportRequest], places: Sequence[int]
-    ) -> Iterator[tuple[int, _Seen | Unwritten]]:
+    ) -> Iterator[tuple[int, Draft | Unwritten]]:
         opened = {}
         for place in places:
             try:
                 opened[place] = requests[place].open()
             except UnreadableImage as error:
-                yield place, _unwritten(requests[place], error)
+                yield place, unwritten(requests[place], error)
         if not opened:
             return
         embeds = self._embedded([images[0] for images, _ in opened.values()])
         for (place, (images, keys)), embed in zip(opened.items(), embeds, strict=True):
             # What came from files is opened again later: a shard of photographs does not fit in memory.
-            yield place, _Seen(place, keys, embed, None if requests[place].paths else images)
+            yield place, Draft(place, keys, embed, None if requests[place].paths else images)
 
     def _find(
-        self, seen: Sequence[_Seen], requests: Sequence[ReportRequest], kind: EvidenceKind, options: WritingOptions
+        self, drafts: Sequence[Draft], requests: Sequence[ReportRequest], kind: EvidenceKind, options: WritingOptions
     ) -> None:
         """Fills in evidence and prompts."""
-        if self.finder is not None and seen:
-            with self.clock.stage("lookup", num_items=len(seen)):
+        if self.finder is not None and drafts:
+            with self.clock.stage("lookup", num_items=len(drafts)):
                 found = self.finder.find(
-                    torch.stack([item.embed for item in seen]),
-                    [item.keys for item in seen],
-                    [requests[item.place].patient for item in seen],
-                    [requests[item.place].language for item in seen],
+                    torch.stack([draft.embed for draft in drafts]),
+                    [draft.keys for draft in drafts],
+                    [requests[draft.place].patient for draft in drafts],
+                    [requests[draft.place].language for draft in drafts],
                 )
-            for item, evidence in zip(seen, found, strict=True):
-                item.unlike_training = self.finder.is_unlike_training(evidence)
-                item.evidence = _told(evidence, kind, options.min_probability)
+            for draft, evidence in zip(drafts, found, strict=True):
+                draft.unlike_training = self.finder.is_unlike_training(evidence)
+                draft.evidence = told(evidence, kind, options.min_probability)
         collator = MllamaCollator(
             self.decoder_processor, options.max_length, date_string=options.date_string, for_generation=True
         )
-        for item in seen:
-            request = requests[item.place]
-            words = evidence_words(item.evidence, kind, request.language)
-            item.messages = with_evidence(request.messages(options.task), words)
-            encoded = collator.encode({"id": request.id, "messages": item.messages})
-            item.num_tokens, item.num_cut = len(encoded.input_ids), encoded.num_cut
+        for draft in drafts:
+            request = requests[draft.place]
+            words = evidence_words(draft.evidence, kind, request.language)
+            draft.messages = with_evidence(request.messages(options.task), words)
+            encoded = collator.encode({"id": request.id, "messages": draft.messages})
+            draft.num_tokens, draft.num_cut = len(encoded.input_ids), encoded.num_cut
 
     def _written(
         self, rows: Sequence[dict[str, Any]], seeds: Sequence[Sequence[int | None]], options: WritingOptions
@@ -342,41 +324,6 @@ class ReportPipeline:
                 rank_candidates(own, embed, self.embedder, options.rerank_weight, self.lexicon)
                 for own, embed in zip(texts, embeds, strict=True)
             ]
-
-
-def _told(evidence: Evidence, kind: EvidenceKind, min_probability: float) -> Evidence:
-    """The part of the evidence that goes into the prompt."""
-    return Evidence(
-        evidence.neighbours if kind in ("reports", "both") else (),
-        tuple(label for label in evidence.labels if label.probability >= min_probability)
-        if kind in ("labels", "both")
-        else (),
-    )
-
-
-def _report(
-    request: ReportRequest, item: _Seen, candidates: Sequence[Candidate], kind: EvidenceKind, seconds: float
-) -> Report:
-    warnings = [_UNLIKE] if item.unlike_training else []
-    if item.num_cut:
-        warnings.append(_CUT)
-    return Report(
-        id=request.id,
-        text=candidates[0].text,
-        language=request.language,
-        images=request.paths,
-        evidence=item.evidence,
-        evidence_kind=kind,
-        candidates=candidates,
-        unlike_training=item.unlike_training,
-        warnings=warnings,
-        seconds=seconds,
-    )
-
-
-def _unwritten(request: ReportRequest, error: UnreadableImage) -> Unwritten:
-    detail = f" ({error.detail})" if error.detail else ""
-    return Unwritten(request.id, request.paths, f"does not open as an image: {error.reason}{detail}")
 
 
 def _language(row: dict[str, Any]) -> str:

@@ -54,8 +54,9 @@ def rank_candidates(
     The score is `(1 - weight) * likeness + weight * agreement`. Likeness is the share that a text has in the softmax of
     `logit_scale * cosine` over the distinct texts: how probable the encoder finds it that this one of them belongs to
     the image. Agreement is a text's mean agreement with the other texts, so that what most say wins (minimum Bayes
-    risk; Kumar & Byrne 2004). Texts that differ in case, width, spaces and punctuation alone are one candidate; nearly equal
-    ones are not, for a single "no" may part them. Of equal scores the earlier text wins: the greedy one stands first.
+    risk; Kumar & Byrne 2004). Texts that differ in case, width, spaces and punctuation alone are one candidate;
+    nearly equal ones are not, for a single "no" may part them. Of equal scores the earlier text wins: the
+    greedy one stands first.
 
     Args:
         texts: At least one.
