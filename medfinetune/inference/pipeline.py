@@ -23,7 +23,7 @@ from medfinetune.inference.embedder import Embedder
 from medfinetune.inference.evidence import EvidenceFinder
 from medfinetune.inference.fingerprint import encoder_hash
 from medfinetune.inference.index import ImageIndex
-from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions
+from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions, requests_of
 from medfinetune.inference.rerank import Candidate, rank_candidates
 
 
@@ -126,26 +126,13 @@ class ReportPipeline:
         Raises:
             InputError: An image does not open, or an option is not as it must be.
         """
-        given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-        num = len(given)
-        spoken = [languages] * num if isinstance(languages, str) else list(languages)
-        asked = [prompts] * num if prompts is None or isinstance(prompts, str) else list(prompts)
-        owners = list(patients) if patients is not None else [None] * num
-        for name, column in (("languages", spoken), ("patients", owners), ("prompts", asked)):
-            if len(column) != num:
-                raise InputError(f"{name}: {len(column)} were given for {num} images")
-        requests = [
-            ReportRequest(
-                [image] if isinstance(image, str | Path | Image.Image) else image, language, owner, prompt, str(number)
-            )
-            for number, (image, language, owner, prompt) in enumerate(zip(given, spoken, owners, asked, strict=True))
-        ]
+        requests = requests_of(images, languages, patients, prompts)
         written: dict[int, Report] = {}
         for place, report in self.stream(requests, WritingOptions(**options)):
             if isinstance(report, Unwritten):
                 raise InputError(f"{', '.join(report.images) or f'image {place}'}: {report.reason}")
             written[place] = report
-        return [written[place] for place in range(num)]
+        return [written[place] for place in range(len(requests))]
 
     def stream(
         self, requests: Sequence[ReportRequest], options: WritingOptions

@@ -71,6 +71,31 @@ class ReportRequest:
         return [{"role": "user", "content": [*marks, {"type": "text", "text": asked}]}]
 
 
+def requests_of(
+    images: Any,
+    languages: str | Sequence[str] = "en",
+    patients: Sequence[Hashable | None] | None = None,
+    prompts: str | Sequence[str | None] | None = None,
+) -> list[ReportRequest]:
+    """A request for each image; arguments are those of `ReportPipeline`.
+
+    Raises:
+        InputError: There are more or fewer languages, patients or prompts than images.
+    """
+    given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    num = len(given)
+    spoken = [languages] * num if isinstance(languages, str) else list(languages)
+    asked = [prompts] * num if prompts is None or isinstance(prompts, str) else list(prompts)
+    owners = list(patients) if patients is not None else [None] * num
+    for name, column in (("languages", spoken), ("patients", owners), ("prompts", asked)):
+        if len(column) != num:
+            raise InputError(f"{name}: {len(column)} were given for {num} images")
+    return [
+        ReportRequest([image] if isinstance(image, str | Path | Image.Image) else image, *rest, str(number))
+        for number, (image, *rest) in enumerate(zip(given, spoken, owners, asked, strict=True))
+    ]
+
+
 @dataclass(frozen=True)
 class WritingOptions:
     """How reports are written.
