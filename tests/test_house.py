@@ -32,7 +32,8 @@ TIERS = [
     | {"encoder.temperature"}
     | {"decoder.collator", "decoder.model", "decoder.generation", "decoder.vision", "tiny", "training", "preflight"}
     | {"decoder.chat_tokens", "decoder.cross_attention", "decoder.masks", "decoder.vision_cache"}
-    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge", "decoder.evidence"}
+    | {"decoder.head", "decoder.recompute", "decoder.sampler", "decoder.rows", "decoder.merge"}
+    | {"decoder.evidence", "decoder.sampling"}
     | {"encoder.preflight", "decoder.preflight"},
     {"evaluation", "demo"},
     {"encoder.trainer", "encoder.wise_ft", "decoder.trainer", "decoder.predictions"},

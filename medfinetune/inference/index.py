@@ -1,7 +1,6 @@
 """Training images by what they look like: their embeddings in FAISS, and the reports that hang on them."""
 
 import json
-import math
 import shutil
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,13 @@ from typing import Any, Literal
 import datasets
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import safetensors.torch
 from torch import Tensor
 
 from medfinetune.errors import InputError
+from medfinetune.inference.cells import cells_of
 from medfinetune.inference.labels import LabelTask
 
 INDEX_FILE = "index.json"
@@ -27,9 +29,6 @@ _ROWS_AT_ONCE = 10_000
 _REBUILD = "make it anew with recipes/index.py and --overwrite true, or name the folder that it was made of"
 _SPARE = 8
 """Images looked up beyond those that are wanted, as some may be the query's own patient's."""
-_ENOUGH_RECALL, _NUM_PROBED = 0.99, 256
-_POINTS_A_CELL = 39
-"""Fewer training vectors a cell, and FAISS warns that its cells are poor."""
 
 _TEXT = datasets.Value("string")
 _PAIR = {"id": _TEXT, "text": _TEXT, "language": _TEXT, "source": _TEXT, "label": _TEXT}
@@ -109,7 +108,7 @@ class ImageIndex:
         embeds = np.ascontiguousarray(embeds, dtype=np.float32)
         info: dict[str, Any] = {"version": _VERSION, "metric": "inner_product", "num_images": len(embeds)}
         if index_type == "ivf" or (index_type == "auto" and len(embeds) > _MAX_FLAT):
-            index, found = _cells(embeds, np.random.default_rng(seed))
+            index, found = cells_of(embeds, np.random.default_rng(seed))
             info |= {"index_type": "ivf", **found}
             how: dict[str, Any] = {"custom_index": index}
         else:
@@ -177,6 +176,19 @@ class ImageIndex:
                 break
             waiting, width = short, min(4 * width, len(self))
             probe_more = probe_more * 4 if width < len(self) else len(self)
+        return found
+
+    def image_paths(self, ids: Collection[str]) -> dict[str, Path]:
+        """The image files of pairs, by the pairs' ids, where the data folder still has them."""
+        folder, found = Path(self.info.get("data_dir", "")), {}
+        pairs = self.rows.data.column("pairs").combine_chunks()
+        names = pc.struct_field(pairs.flatten(), "id")
+        wanted = pc.is_in(names, value_set=pa.array(sorted(ids), pa.string()))
+        places = pc.list_parent_indices(pairs).filter(wanted).to_pylist()
+        for name, place in zip(names.filter(wanted).to_pylist(), places, strict=True):
+            path = folder / self.rows[place]["image"]
+            if path.is_file():
+                found[name] = path
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -277,28 +289,6 @@ def _allowed(rows: Sequence[tuple[int, dict[str, Any]]], keys: frozenset[str], p
         for number, row in kept
         if not any((owner["source"], owner["id"]) in owners or owner["id"] in owners for owner in row["patients"])
     }
-
-
-def _cells(embeds: np.ndarray, random: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-    """A trained index of cells, still empty, and how many of them are looked into so that the recall is enough."""
-    num_cells = max(1, min(round(4 * math.sqrt(len(embeds))), len(embeds) // _POINTS_A_CELL))
-    index = faiss.index_factory(embeds.shape[1], f"IVF{num_cells},Flat", faiss.METRIC_INNER_PRODUCT)
-    # Of all of them: the first are of one source.
-    learned = random.permutation(len(embeds))[: num_cells * 4 * _POINTS_A_CELL]
-    index.train(embeds[learned])
-    trial = faiss.clone_index(index)
-    trial.add(embeds)
-    asked = embeds[random.permutation(len(embeds))[:_NUM_PROBED]]
-    k = min(10, len(embeds))
-    exact = np.argsort(-(asked @ embeds.T), axis=1)[:, :k]
-    nprobe, recall = 1, 0.0
-    while True:
-        _, found = trial.search(asked, k, params=faiss.SearchParametersIVF(nprobe=nprobe))
-        recall = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact, found, strict=True)]))
-        if recall >= _ENOUGH_RECALL or nprobe == num_cells:
-            break
-        nprobe = min(2 * nprobe, num_cells)
-    return index, {"num_cells": num_cells, "nprobe": nprobe, "recall_at_10": recall}
 
 
 def _sizes(folder: Path) -> dict[str, int]:
