@@ -27,11 +27,12 @@ class Bootstrap:
         numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
         self._codes = np.array([numbers[cluster] for cluster in clusters], dtype=np.int64)
         self.num_clusters = len(numbers)
-        draws = np.random.default_rng(seed).integers(self.num_clusters, size=(num_resamples, self.num_clusters))
-        # How often each cluster was drawn, resample by resample.
-        offsets = np.arange(num_resamples)[:, None] * self.num_clusters
-        counts = np.bincount((draws + offsets).ravel(), minlength=num_resamples * self.num_clusters)
-        self.counts = counts.reshape(num_resamples, self.num_clusters).astype(np.float64)
+        shape = num_resamples, self.num_clusters
+        draws = np.random.default_rng(seed).integers(self.num_clusters, size=shape, dtype=np.int32)
+        # How often each cluster was drawn, resample by resample: a row at a time stays in the processor's cache.
+        self.counts = np.empty(shape)
+        for counts, drawn in zip(self.counts, draws, strict=True):
+            counts[:] = np.bincount(drawn, minlength=self.num_clusters)
         self._percentiles = (50 * (1 - level), 50 * (1 + level))
 
     def means(self, values: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
