@@ -4,6 +4,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from medfinetune.evaluation.case_statistics import CaseStatistics
+
 _ROWS_AT_ONCE = 64
 
 
@@ -25,11 +27,12 @@ class Bootstrap:
         numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
         self._codes = np.array([numbers[cluster] for cluster in clusters], dtype=np.int64)
         self.num_clusters = len(numbers)
-        draws = np.random.default_rng(seed).integers(self.num_clusters, size=(num_resamples, self.num_clusters))
-        # How often each cluster was drawn, resample by resample.
-        offsets = np.arange(num_resamples)[:, None] * self.num_clusters
-        counts = np.bincount((draws + offsets).ravel(), minlength=num_resamples * self.num_clusters)
-        self.counts = counts.reshape(num_resamples, self.num_clusters).astype(np.float64)
+        shape = num_resamples, self.num_clusters
+        draws = np.random.default_rng(seed).integers(self.num_clusters, size=shape, dtype=np.int32)
+        # How often each cluster was drawn, resample by resample: a row at a time stays in the processor's cache.
+        self.counts = np.empty(shape)
+        for counts, drawn in zip(self.counts, draws, strict=True):
+            counts[:] = np.bincount(drawn, minlength=self.num_clusters)
         self._percentiles = (50 * (1 - level), 50 * (1 + level))
 
     def means(self, values: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
@@ -42,6 +45,33 @@ class Bootstrap:
         codes = self._codes if rows is None else self._codes[np.asarray(rows)]
         with np.errstate(invalid="ignore"):
             return self._sums(values[:, None], codes)[:, 0] / self._sums(np.ones((len(values), 1)), codes)[:, 0]
+
+    def figures(self, statistics: Sequence[CaseStatistics], rows: Sequence[int] | None = None) -> list[np.ndarray]:
+        """For each of some figures `(num_resamples,)`: its value in each resample; nan where it does not exist there.
+
+        The sums of all of them are taken at once. Different figures, and those of different systems on the same cases,
+        stand on the same resamples, so that their differences are paired.
+
+        Args:
+            statistics: Of all `N` rows.
+            rows: Those that the figures are of; all where left out.
+        """
+        if not statistics:
+            return []
+        chosen = np.arange(len(self._codes)) if rows is None else np.asarray(rows, dtype=np.int64)
+        columns = [part for one in statistics for part in (one.values[chosen], one.counted[chosen, None])]
+        sums = self._sums(np.concatenate(columns, axis=1).astype(np.float64), self._codes[chosen])
+        found, start = [], 0
+        for one in statistics:
+            end = start + one.values.shape[1]
+            # The formula of no case at all may well be a number, such as 0.
+            found.append(np.where(sums[:, end] > 0, one.formula(sums[:, start:end]), np.nan))
+            start = end + 1
+        return found
+
+    def num_clusters_of(self, rows: Sequence[int] | None = None) -> int:
+        """How many clusters some rows belong to."""
+        return self.num_clusters if rows is None else len(np.unique(self._codes[np.asarray(rows, dtype=np.int64)]))
 
     def interval(self, figures: np.ndarray) -> list[float]:
         """Lower and upper limit of a figure from its `(num_resamples,)` values; nan where it does not exist."""
