@@ -11,7 +11,7 @@ from medfinetune.evaluation.lexicon import Cue, Lexicon
 _SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(])\?|\.(?!\d)")
 # Where a phrase can begin: at a Latin word or at any other sign.
 _START = re.compile(r"(?<![a-z0-9])[a-z]|[^a-z\s]")
-_LIST = re.compile(r"[\s,]*(?:and|or|nor|&|、|或|及|和|与|以及|,|/)[\s,]*")
+_LIST = re.compile(r"[\s,]*(?:(?<![a-z])(?:and|or|nor)(?![a-z])|以及|[&、或及和与,/])[\s,]*")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from medfinetune.parser import read_yaml
 _FOLDER = Path(__file__).parent / "lexicons"
 _GENERAL = "general"
 KINDS = (
-    *("negation_before", "negation_after", "no_negation", "uncertain", "uncertain_after", "historical"),
-    *("clause_ends", "list_words"),
+    *("negation_before", "negation_next", "negation_after", "no_negation", "affirmation"),
+    *("uncertain", "uncertain_after", "historical", "clause_ends", "list_words"),
 )
 """The kinds of words that all lexicons share, beside sides and severities."""
 
@@ -98,7 +98,7 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
 @lru_cache
 def _load(path: Path) -> Lexicon:
     content = read_yaml(path)
-    unknown = set(content) - {"findings", "questions_count"}
+    unknown = set(content) - {"findings", "questions_count", "ignored"}
     if unknown:
         raise InputError(f"{path}: {min(unknown)}: unknown key")
     table, questions_count = content.get("findings"), content.get("questions_count", True)
@@ -109,6 +109,8 @@ def _load(path: Path) -> Lexicon:
     general = read_yaml(_FOLDER / f"{_GENERAL}.yaml")
     cues = _Cues()
     cues.add_general(general)
+    if "ignored" in content:
+        cues.add("ignored", _phrases(content["ignored"], f"{path}: ignored"))
     findings = {}
     for name, entry in table.items():
         where = f"{path}: findings: {name}"

@@ -9,6 +9,8 @@ from medfinetune.evaluation.lexicon import Finding, Lexicon
 
 _BEHIND = re.compile(r"\b(?:on|in|of|at|to|within)\s+(?:the\s+|both\s+|either\s+)?$")
 
+_NEGATIONS = ("negation_before", "negation_next", "negation_after")
+
 
 @dataclass(frozen=True)
 class Told:
@@ -50,7 +52,7 @@ def told_in(finding: Finding, sentence: Sentence, lexicon: Lexicon) -> Iterator[
     for i, mark in stating:
         if _is_past(mark, clauses[i]):
             continue
-        denied = _is_denied(mark, clauses[i], sentence.text)
+        denied = _is_denied(finding, mark, clauses[i], sentence.text)
         uncertain = _is_uncertain(mark, clauses[i], sentence.text)
         for part in _parts(finding, mark, i, sentence, lexicon):
             yield _told(finding, mark.cue.value, denied != part.denied, uncertain, part)
@@ -67,14 +69,34 @@ def _is_past(mark: Mark, clause: Clause) -> bool:
     return any(cue.end <= mark.start for cue in clause.of("historical"))
 
 
-def _is_denied(mark: Mark, clause: Clause, sentence: str) -> bool:
-    if "negation_before" in clause.carried or any(cue.end <= mark.start for cue in clause.of("negation_before")):
+def _is_denied(finding: Finding, mark: Mark, clause: Clause, sentence: str) -> bool:
+    # "No effusion, heart normal": a list of what is denied holds nothing that says by itself that all is well.
+    is_absence = bool(finding.opposites) and mark.cue.value != finding.present
+    if "negation_before" in clause.carried and not is_absence:
+        return True
+    for cue in clause.of("negation_before"):
+        if _denies(cue, mark, clause) and not (is_absence and _phrases_between(cue, mark, clause)):
+            return True
+    if any(cue.end <= mark.start and not _phrases_between(cue, mark, clause) for cue in clause.of("negation_next")):
         return True
     return any(
         _reaches_back(cue, mark, clause, sentence)
         for cue in clause.of("negation_after")
         if not any(other.start >= cue.end for other in clause.of("finding"))
     )
+
+
+def _denies(cue: Mark, mark: Mark, clause: Clause) -> bool:
+    """Whether a negation reaches a phrase behind it; an affirmation after another phrase ends it ("无出血、有增大")."""
+    return cue.end <= mark.start and not any(
+        other.end <= yes.start and yes.end <= mark.start
+        for yes in clause.of("affirmation")
+        for other in _phrases_between(cue, mark, clause)
+    )
+
+
+def _phrases_between(first: Mark, second: Mark, clause: Clause) -> list[Mark]:
+    return [other for other in clause.of("finding") if first.end <= other.start and other.end <= second.start]
 
 
 def _is_uncertain(mark: Mark, clause: Clause, sentence: str) -> bool:
@@ -92,9 +114,8 @@ def _is_uncertain(mark: Mark, clause: Clause, sentence: str) -> bool:
                 return True
         elif cue.end <= mark.start and not any(
             # "Probable atelectasis without effusion" is sure of the second.
-            cue.end <= other.start and other.end <= negation.start and negation.end <= mark.start
+            cue.end <= negation.start and negation.end <= mark.start and _phrases_between(cue, negation, clause)
             for negation in negations
-            for other in phrases
         ):
             return True
     return False
@@ -122,7 +143,8 @@ def _parts(finding: Finding, mark: Mark, i: int, sentence: Sentence, lexicon: Le
     if side is None:
         return [_Part(part.side, part.severity or severity, part.denied) for part in lent] or [_Part(None, severity)]
     parts = _coordinated(side, mark, sentence, severity)
-    return parts + [part for part in lent if part.denied and part.side not in {other.side for other in parts}]
+    told = {part.side for part in parts}
+    return parts + [part for part in lent if (part.denied or part.severity) and part.side not in told]
 
 
 def _side(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> Mark | None:
@@ -131,7 +153,13 @@ def _side(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> Mark |
     if len(sides) == len(phrases):
         return sides[phrases.index(mark)]
     fitting = [side for side in sides if _fits(side, mark, phrases, sentence)]
-    return min(fitting, key=lambda side: (max(side.start - mark.end, mark.start - side.end), side.start), default=None)
+
+    def distance(side: Mark) -> tuple[bool, int, int]:
+        # "X-ray of both knees: narrowing on the right": what stands before a colon comes last.
+        apart = ":" in sentence[side.end : mark.start]
+        return apart, max(side.start - mark.end, mark.start - side.end), side.start
+
+    return min(fitting, key=distance, default=None)
 
 
 def _fits(side: Mark, mark: Mark, phrases: list[Mark], sentence: str) -> bool:
@@ -139,8 +167,11 @@ def _fits(side: Mark, mark: Mark, phrases: list[Mark], sentence: str) -> bool:
     ahead = [phrase for phrase in phrases if phrase.start >= side.end]
     if not behind or not ahead:
         return True
-    # "Effusion on the left or pneumothorax" against "pneumothorax or left effusion".
-    return mark in (behind if _BEHIND.search(sentence[: side.start]) else ahead)
+    if not _BEHIND.search(sentence[: side.start]):
+        # "Pneumothorax or left effusion".
+        return mark in ahead
+    # "Effusion on the left or pneumothorax", but "opacity on the left, suspicious for pneumonia" is of one place.
+    return mark in behind or not list_joints(sentence, side.end, ahead[0].start)
 
 
 def _severity(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> str | None:
@@ -206,12 +237,13 @@ def _lent_sides(clauses: list[Clause], i: int, lexicon: Lexicon) -> list[_Part]:
 
 def _part(clause: Clause) -> _Part:
     severity = next((mark.cue.value for mark in clause.of("severity")), None)
-    return _Part(clause.of("side")[0].cue.value, severity, bool(clause.of("negation_before")))
+    denied = any(clause.of(kind) for kind in _NEGATIONS)
+    return _Part(clause.of("side")[0].cue.value, severity, denied)
 
 
 def _lent_severity(clauses: list[Clause], i: int, lexicon: Lexicon) -> str | None:
     """A severity in a clause of its own: "left effusion, small"."""
-    if i + 1 < len(clauses) and clauses[i + 1].opened_by == "comma":
+    if i + 1 < len(clauses):
         words = clauses[i + 1].of("severity")
         if len(words) == 1 and _tells_only(("severity",), clauses[i + 1], lexicon):
             return words[0].cue.value
@@ -221,7 +253,7 @@ def _lent_severity(clauses: list[Clause], i: int, lexicon: Lexicon) -> str | Non
 def _tells_only(kinds: tuple[str, ...], clause: Clause, lexicon: Lexicon) -> bool:
     if clause.of("finding"):
         return False
-    marks = [mark for mark in clause.marks if mark.cue.kind in (*kinds, "negation_before")]
+    marks = [mark for mark in clause.marks if mark.cue.kind in (*kinds, *_NEGATIONS)]
     end = clause.start + len(clause.text)
     rest = without(" " * clause.start + clause.text, clause.start, end, marks)
     return not re.sub(r"\W", "", lexicon.fillers.sub(" ", rest))
