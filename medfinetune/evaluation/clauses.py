@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from medfinetune.evaluation.lexicon import Cue, Lexicon
 
-# A question mark behind a space or a bracket asks about what follows it: "? pneumonia", "（?肺炎）".
-_SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(])\?|\.(?!\d)")
+# A question mark asks about what follows it where a sentence or a bracket begins with it, or a word: "? pneumonia",
+# "（?肺炎）", "opacity ?pneumonia".
+_SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(,:.;?!])(?:\?+|\s+\?+(?!\w))|\.(?!\d)")
 # Where a phrase can begin: at a Latin word or at any other sign.
 _START = re.compile(r"(?<![a-z0-9])[a-z]|[^a-z\s]")
 _LIST = re.compile(r"[\s,]*(?:(?<![a-z])(?:and|or|nor)(?![a-z])|以及|[&、或及和与,/])[\s,]*")
@@ -65,7 +66,7 @@ def read_sentences(text: str, lexicon: Lexicon) -> Iterator[Sentence]:
         start = end.end() if end else start
         marks = _marks(words, lexicon)
         if any(mark.cue.kind == "finding" for mark in marks):
-            yield Sentence(words, _clauses(words, marks), end is not None and end.group() == "?")
+            yield Sentence(words, _clauses(words, marks), end is not None and end.group()[-1] == "?")
 
 
 def joined_by_a_list(sentence: str, first: Mark, second: Mark, marks: list[Mark]) -> bool:

@@ -1,5 +1,6 @@
 """What one sentence tells of one finding: whether it is there, on which side, and how severe it is."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,7 +200,9 @@ def _enclosed(word: Mark, phrases: list[Mark], sentence: str) -> Mark | None:
 
 def _one_between(start: int, end: int, phrases: list[Mark], lexicon: Lexicon) -> bool:
     return any(
-        start <= phrase.start and phrase.end <= end for phrase in phrases if lexicon.findings[phrase.cue.finding].severity
+        start <= phrase.start and phrase.end <= end
+        for phrase in phrases
+        if lexicon.findings[phrase.cue.finding].severity
     )
 
 
@@ -214,7 +217,7 @@ def _coordinated(side: Mark, mark: Mark, sentence: Sentence, severity: str | Non
         chain.insert(0, other)
     if len(chain) == 1 or side not in sides:
         return [_Part(side.cue.value, severity)]
-    joints = [list_joints(sentence.text, one.end, two.start)[-1] for one, two in zip(chain, chain[1:], strict=False)]
+    joints = [list_joints(sentence.text, one.end, two.start)[-1] for one, two in itertools.pairwise(chain)]
     limits = [0, *(place for joint in joints for place in joint), mark.start]
     words = [m for m in marks if m.cue.kind == "severity"]
     return [
