@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from medfinetune.data.evidence import Evidence, EvidenceKind, evidence_words, with_evidence
 from medfinetune.data.unreadable import UnreadableImage
@@ -50,14 +51,14 @@ class ReportPipeline:
     ):
         """
         Args:
-            encoder: A `SiglipModel`, on its device.
+            encoder: A `SiglipModel`, on its device; None where `write` alone is called, for one candidate.
             encoder_processor: Its processor.
             decoder: A Mllama, on its device.
             decoder_processor: Its processor.
             index: Of the same encoder; without it there is no evidence.
             lexicon: Candidates agree where they state the findings of it alike; in words where it is left out.
         """
-        self.embedder = Embedder(encoder, encoder_processor)
+        self.embedder = Embedder(encoder, encoder_processor) if encoder is not None else None
         self.decoder, self.decoder_processor = decoder.eval(), decoder_processor
         self.finder = EvidenceFinder(index) if index is not None else None
         self.lexicon = lexicon
@@ -191,6 +192,7 @@ class ReportPipeline:
         kind: EvidenceKind,
         languages: Sequence[str] | None = None,
         image_embeds: Tensor | None = None,
+        progress: str | None = None,
         **options: Any,
     ) -> list[str]:
         """Answers chats with given evidence, true or not: nothing is looked up.
@@ -203,6 +205,7 @@ class ReportPipeline:
                 Chinese.
             image_embeds: `(N, D)`, unit norm: what candidates are held against, where several are asked for; that of
                 each chat's first image where left out.
+            progress: What a bar says; none is shown where it is left out.
             options: As in `WritingOptions`.
 
         Returns:
@@ -215,7 +218,8 @@ class ReportPipeline:
         sizes = [len(evidence_words(e, kind, "en", options_.min_probability)) if e else 0 for e in evidences]
         order = sorted(range(len(chats)), key=lambda place: (sizes[place], place))
         texts: dict[int, str] = {}
-        for first in range(0, len(order), per_batch):
+        starts = range(0, len(order), per_batch)
+        for first in tqdm(starts, desc=progress, unit="batch", leave=False, disable=progress is None):
             places = order[first : first + per_batch]
             rows = [dict(chats[place]) for place in places]
             for place, row in zip(places, rows, strict=True):
