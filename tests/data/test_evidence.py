@@ -53,6 +53,14 @@ def test_evidence_stands_between_image_and_question():
     ]
 
 
+def test_evidence_stands_behind_the_last_image_of_its_turn():
+    image, first, second = {"type": "image"}, {"type": "text", "text": "This"}, {"type": "text", "text": "and that?"}
+    told = with_evidence([{"role": "user", "content": [first, image, second]}], "E")[0]["content"]
+    assert told == [first, image, {"type": "text", "text": "E\nand that?"}]
+    told = with_evidence([{"role": "user", "content": [first, image]}], "E")[0]["content"]
+    assert told == [first, image, {"type": "text", "text": "E"}]
+
+
 def test_it_goes_through_json():
     assert Evidence.from_dict(EVIDENCE.to_dict()).to_dict() == EVIDENCE.to_dict()
     assert EVIDENCE.to_dict()["labels"][0]["probabilities"] == {"normal": 0.1, "enlarged": 0.9}

@@ -1,6 +1,6 @@
 import pytest
 
-from medfinetune.data.text import fold_width, meaning, siglip_canonical, tidy
+from medfinetune.data.text import fold_width, language_of, meaning, siglip_canonical, tidy
 
 
 def test_width_and_comma_variants_are_folded():
@@ -46,3 +46,7 @@ def test_signs_carry_meaning(one, other):
 )
 def test_sentence_marks_carry_none(one, other):
     assert meaning(one) == meaning(other)
+
+
+def test_one_chinese_character_makes_it_chinese():
+    assert [language_of(text) for text in ("", "No fracture.", "KL分级 2", "élargi")] == ["en", "en", "zh", "en"]
