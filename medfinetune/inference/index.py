@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from medfinetune.errors import InputError
 from medfinetune.inference.cells import cells_of
+from medfinetune.inference.known_pixels import KnownPixels, take_rows
 from medfinetune.inference.labels import LabelTask
 
 INDEX_FILE = "index.json"
@@ -27,8 +29,11 @@ _NAME, _VERSION = "image", 1
 _MAX_FLAT = 1_000_000
 _ROWS_AT_ONCE = 10_000
 _REBUILD = "make it anew with recipes/index.py and --overwrite true, or name the folder that it was made of"
-_SPARE = 8
+_SPARE = 4
 """Images looked up beyond those that are wanted, as some may be the query's own patient's."""
+
+# FAISS's own default is 20, but this build's 128,000: without BLAS a batch of queries took ten times as long.
+faiss.cvar.distance_compute_blas_threshold = 20
 
 _TEXT = datasets.Value("string")
 _PAIR = {"id": _TEXT, "text": _TEXT, "language": _TEXT, "source": _TEXT, "label": _TEXT}
@@ -158,18 +163,20 @@ class ImageIndex:
         """
         embeds = np.ascontiguousarray(embeds, dtype=np.float32)
         keys = [frozenset(own) for own in pixel_keys] if pixel_keys is not None else [frozenset()] * len(embeds)
-        owners = list(patients) if patients is not None else [None] * len(embeds)
+        owners = self._known_pixels.patients(keys)
+        for own, patient in zip(owners, patients if patients is not None else (), strict=patients is not None):
+            own |= {patient} if patient is not None else set()
         found: list[list[Match]] = [[] for _ in embeds]
         waiting, width, probe_more = list(range(len(embeds))), min(k + _SPARE, len(self)), 1
         while waiting:
             cosines, numbers = self.search(embeds[waiting], width, probe_more)
             cosines = cosines.astype(np.float64).round(6)
-            rows = self._rows(numbers)
+            rows = take_rows(self.rows, numbers)
             short = []
             for query, near, line in zip(waiting, cosines.tolist(), numbers.tolist(), strict=True):
                 matches = sorted((-cosine, number) for cosine, number in zip(near, line, strict=True) if number >= 0)
-                kept = _allowed([(number, rows[number]) for _, number in matches], keys[query], owners[query])
-                found[query] = [Match(n, -cosine, rows[n]) for cosine, n in matches if n in kept][:k]
+                kept = [(n, -cosine) for cosine, n in matches if _is_allowed(rows[n], keys[query], owners[query])]
+                found[query] = [Match(n, cosine, rows[n]) for n, cosine in kept[:k]]
                 if len(found[query]) < k:
                     short.append(query)
             if width == len(self) and (self.info["index_type"] == "flat" or probe_more >= self.info["num_cells"]):
@@ -245,10 +252,9 @@ class ImageIndex:
             labels.append(LabelTask.from_dict(task, embeds))
         return cls(rows, searched, info, labels)
 
-    def _rows(self, numbers: np.ndarray) -> dict[int, dict[str, Any]]:
-        wanted = np.unique(numbers[numbers >= 0]).tolist()
-        columns = self.rows[wanted]
-        return {number: {name: columns[name][i] for name in columns} for i, number in enumerate(wanted)}
+    @cached_property
+    def _known_pixels(self) -> KnownPixels:
+        return KnownPixels(self.rows)
 
 
 def read_info(folder: str | Path) -> dict[str, Any]:
@@ -275,20 +281,11 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     return info
 
 
-def _allowed(rows: Sequence[tuple[int, dict[str, Any]]], keys: frozenset[str], patient: Hashable | None) -> set[int]:
-    """The numbers of the rows that share neither a pixel hash nor a patient with a query."""
-    owners = set() if patient is None else {patient}
-    kept = []
-    for number, row in rows:
-        if keys.isdisjoint(row["pixels"]):
-            kept.append((number, row))
-        else:
-            owners |= {(owner["source"], owner["id"]) for owner in row["patients"]}
-    return {
-        number
-        for number, row in kept
-        if not any((owner["source"], owner["id"]) in owners or owner["id"] in owners for owner in row["patients"])
-    }
+def _is_allowed(row: dict[str, Any], keys: frozenset[str], owners: set[Hashable]) -> bool:
+    """Whether an image shares neither a pixel hash nor a patient with a query."""
+    if not keys.isdisjoint(row["pixels"]):
+        return False
+    return not any((owner["source"], owner["id"]) in owners or owner["id"] in owners for owner in row["patients"])
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from medfinetune.data.evidence import LabelEvidence
@@ -14,6 +15,7 @@ from medfinetune.evaluation.zero_shot import embed_classes
 
 LANGUAGES = ("en", "zh")
 _MIN_TRUTHS = 10
+_STARTS = (1.0, 0.25, 0.05)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ def calibrated_task(
     if validation is not None:
         images, truths = validation.truths(task)
         if len(images) >= _MIN_TRUTHS:
-            fitted = fit_classes(validation.embeds[images], class_embeds, truths, scale, bias)
+            fitted = _fit(validation.embeds[images], class_embeds, truths, scale, bias)
             return LabelTask(task, class_embeds, *fitted, num_truths=len(images))
     return LabelTask(task, class_embeds, scale, bias)
+
+
+def _fit(
+    embeds: Tensor, class_embeds: Sequence[Tensor], truths: np.ndarray, scale: float, bias: float
+) -> tuple[float, float]:
+    """The best of several starts: from an encoder that is far too sure, the search may end where all is equal."""
+
+    def loss(fitted: tuple[float, float]) -> float:
+        stated = refitted_probabilities(embeds, list(class_embeds), fitted)[np.arange(len(truths)), truths]
+        return -float(np.log(np.maximum(stated, 1e-300)).mean())
+
+    starts = [(scale * share, bias * share) for share in _STARTS]
+    return min((fit_classes(embeds, class_embeds, truths, *start) for start in starts), key=loss)
