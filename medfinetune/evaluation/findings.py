@@ -1,197 +1,174 @@
 """Which findings a text states, in English or Chinese.
 
-BLEU hardly notices a lost "no", a swapped side or another grade. A lexicon does: it reads each finding out of both
-texts as one value, and the values are compared.
+BLEU hardly notices a lost "no", a swapped side or another grade. A lexicon does: it reads what both texts state, and
+the statements are compared.
 """
 
-import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from medfinetune.evaluation.lexicon import Cue, Finding, Lexicon
+from medfinetune.evaluation.clauses import Sentence, read_sentences
+from medfinetune.evaluation.lexicon import Finding, Lexicon
+from medfinetune.evaluation.told import Told, told_in
 
 CONTRADICTORY = "contradictory"
 """The value of a finding for which a text states two values: it is never right."""
 
-_SENTENCE_END = re.compile(r"[;!?\n。；！？]|\.(?!\d)")
-_JOINER = re.compile(r"\s*(?:or|nor|、|或|及|和|与)\s*")
+Presence = Literal["present", "absent", "uncertain", "contradictory"]
 
 
 @dataclass(frozen=True)
-class _Mark:
-    cue: Cue
-    start: int
-    end: int
+class Statement:
+    """One thing that a text states.
+
+    Attributes:
+        finding: Its name in the lexicon.
+        presence: A finding that is contradictory has one such statement and no other.
+        value: For a finding of several values (a grade, a colour), which of them; None for one that is there or not.
+        side: `left`, `right`, `both`, or None where the text tells none.
+        severity: As the lexicons' general words have it (`mild` ... `severe`), or None; never of what is absent.
+    """
+
+    finding: str
+    presence: Presence
+    value: str | None = None
+    side: str | None = None
+    severity: str | None = None
+
+    def __str__(self) -> str:
+        name = self.finding if self.value is None else f"{self.finding}={self.value}"
+        return " ".join(filter(None, (name, self.presence, self.side, self.severity)))
 
 
-@dataclass
-class _Clause:
-    text: str
-    marks: list[_Mark]
-    opened_by: str
-    denied: bool = False
+def read_statements(text: str, lexicon: Lexicon) -> list[Statement]:
+    """Reads what a text states, whatever its language.
 
-    def of(self, kind: str) -> list[_Mark]:
-        return [mark for mark in self.marks if mark.cue.kind == kind]
+    What is said twice is one statement: sides are gathered (`left` and `right` alike are `both`), a statement without
+    a side yields to one with it, what is uncertain here and certain there is certain, and of two severities the last
+    one counts. Two values for one finding, or a finding both there and not there, are contradictory.
 
-
-@dataclass(frozen=True)
-class _Statement:
-    value: str
-    holds: bool
-    side: str | None
+    Returns:
+        The statements, each once, in the order of the lexicon's findings.
+    """
+    told: dict[str, list[Told]] = {}
+    for sentence in read_sentences(text, lexicon):
+        if sentence.is_question and not lexicon.questions_count:
+            continue
+        for name in sentence.findings():
+            told.setdefault(name, []).extend(_told(lexicon.findings[name], sentence, lexicon))
+    return [
+        statement for name in lexicon.findings if told.get(name) for statement in _settle(lexicon, name, told[name])
+    ]
 
 
 def read_findings(text: str, lexicon: Lexicon) -> dict[str, str]:
-    """Reads the findings that a text states, whatever its language.
+    """Reads the findings that a text states as one value each; a finding that is uncertain counts as stated.
 
     Returns:
         Finding -> value, for those that are stated. A sided finding is `left`, `right`, `both`, its absent value, or
         its present one where no side is told. What is only denied reads `not left`, and a finding that is given two
         values reads `contradictory`.
     """
-    stated: dict[str, list[_Statement]] = {}
-    for sentence in _SENTENCE_END.split(unicodedata.normalize("NFKC", text).lower()):
-        marks = _marks(sentence, lexicon)
-        clauses = _clauses(sentence, marks)
-        for name in dict.fromkeys(mark.cue.finding for mark in marks if mark.cue.kind == "finding"):
-            statements = _statements(lexicon.findings[name], sentence, clauses, lexicon)
-            stated.setdefault(name, []).extend(statements)
-    return {name: _resolve(lexicon.findings[name], stated[name]) for name in lexicon.findings if stated.get(name)}
+    by_finding: dict[str, list[Statement]] = {}
+    for statement in read_statements(text, lexicon):
+        by_finding.setdefault(statement.finding, []).append(statement)
+    return {name: _flat(lexicon.findings[name], statements) for name, statements in by_finding.items()}
 
 
-def _marks(sentence: str, lexicon: Lexicon) -> list[_Mark]:
-    found = [_Mark(cue, match.start(), match.end()) for cue in lexicon.cues for match in cue.pattern.finditer(sentence)]
-    # "not only" is no "not", and "不规则" no "规则": the longer of two nested phrases is meant.
-    return sorted((mark for mark in found if not any(_inside(mark, other) for other in found)), key=lambda m: m.start)
+def _told(finding: Finding, sentence: Sentence, lexicon: Lexicon) -> Iterator[Told]:
+    for told in told_in(finding, sentence, lexicon):
+        yield told._replace(presence="uncertain") if sentence.is_question and told.presence == "present" else told
 
 
-def _inside(mark: _Mark, other: _Mark) -> bool:
-    return other.start <= mark.start and mark.end <= other.end and other.end - other.start > mark.end - mark.start
-
-
-def _clauses(sentence: str, marks: list[_Mark]) -> list[_Clause]:
-    ends = [mark for mark in marks if mark.cue.kind in ("clause_ends", "comma")]
-    starts, stops = [0, *(mark.end for mark in ends)], [*(mark.start for mark in ends), len(sentence)]
-    openers = ["", *(mark.cue.kind for mark in ends)]
-    clauses = [
-        _Clause(sentence[start:stop], [mark for mark in marks if start <= mark.start and mark.end <= stop], opener)
-        for start, stop, opener in zip(starts, stops, openers, strict=True)
-    ]
-    for i in range(1, len(clauses)):
-        before, here = clauses[i - 1], clauses[i]
-        if here.opened_by == "comma" and (before.denied or before.of("negation_before")):
-            here.denied = any(clause.of("list_words") for clause in _joined_by_commas(clauses, i))
-    return clauses
-
-
-def _joined_by_commas(clauses: list[_Clause], start: int) -> Iterator[_Clause]:
-    for clause in clauses[start:]:
-        if clause.opened_by != "comma":
+def _settle(lexicon: Lexicon, name: str, told: list[Told]) -> Iterator[Statement]:
+    finding = lexicon.findings[name]
+    contradictory = Statement(name, CONTRADICTORY)
+    settled: list[Statement] = []
+    for value in dict.fromkeys(item.value for item in told):
+        sides = _sides([item for item in told if item.value == value])
+        if sides is None:
+            yield contradictory
             return
-        yield clause
+        settled += [Statement(name, *item.key(finding)) for item in sides]
+    if finding.opposites or finding.several or not _clash(settled):
+        yield from settled if finding.opposites or finding.several else _most_told(settled)
+    else:
+        yield contradictory
 
 
-def _statements(finding: Finding, sentence: str, clauses: list[_Clause], lexicon: Lexicon) -> Iterator[_Statement]:
-    stating = [(i, mark) for i, clause in enumerate(clauses) for mark in clause.of("finding")]
-    stating = [(i, mark) for i, mark in stating if mark.cue.finding == finding.name]
-    if finding.context is not None:
-        # "Heart enlarged, lungs normal": a context in the phrase's own clause goes before one elsewhere.
-        near = [(i, mark) for i, mark in stating if finding.context.search(clauses[i].text)]
-        stating = near or (stating if finding.context.search(sentence) else [])
-    for i, mark in stating:
-        holds = not _is_denied(mark, clauses[i], sentence)
-        if finding.present is None:
-            yield _statement(finding, mark.cue.value, holds, None)
-            continue
-        side = _side(mark, clauses[i], lexicon)
-        lent = [] if side else list(_lent_sides(clauses, i, lexicon))
-        if lent:
-            for lent_side, denied in lent:
-                yield _statement(finding, mark.cue.value, holds != denied, lent_side)
-        else:
-            yield _statement(finding, mark.cue.value, holds, side)
+def _sides(told: list[Told]) -> list[Told] | None:
+    """One statement for each side, of all that is told of one value; None where they contradict each other."""
+    by_side: dict[str | None, Told] = {}
+    for item in told:
+        for side in ("left", "right") if item.side == "both" else (item.side,):
+            before = by_side.get(side)
+            both = None if before is None else {before.presence, item.presence}
+            if both == {"present", "absent"}:
+                return None
+            # Certain presence goes before doubt, and doubt before absence.
+            presence = min([item.presence, *(both or ())], key=("present", "uncertain", "absent").index)
+            severity = item.severity or (before.severity if before else None)
+            by_side[side] = item._replace(side=side, presence=presence, severity=severity)
+    return _merge(by_side)
 
 
-def _statement(finding: Finding, value: str, holds: bool, side: str | None) -> _Statement:
-    if not holds and value in finding.opposites:
-        return _Statement(finding.opposites[value], True, side)
-    return _Statement(value, holds, side)
+def _merge(by_side: dict[str | None, Told]) -> list[Told] | None:
+    unsided = by_side.pop(None, None)
+    if unsided is not None:
+        presences = {item.presence for item in by_side.values()}
+        if unsided.presence == "absent":
+            # Absent anywhere holds for either side.
+            return None if "present" in presences else [unsided] if "uncertain" not in presences else _pair(by_side)
+        if presences - {"absent"}:
+            # "Left effusion. The effusion is small." tells of one.
+            return _pair({side: _with_severity(item, unsided.severity) for side, item in by_side.items()})
+        if len(by_side) == 2:
+            return None
+        return [unsided, *by_side.values()]
+    return _pair(by_side)
 
 
-def _is_denied(mark: _Mark, clause: _Clause, sentence: str) -> bool:
-    if clause.denied or any(cue.end <= mark.start for cue in clause.of("negation_before")):
-        return True
-    for cue in clause.of("negation_after"):
-        phrases = [other for other in clause.of("finding") if other.end <= cue.start]
-        if not phrases or any(other.start >= cue.end for other in clause.of("finding")):
-            continue
-        # It denies the phrase nearest to it, and those that a list joins to that one.
-        denied = phrases[-1:]
-        for other in reversed(phrases[:-1]):
-            if _JOINER.fullmatch(sentence[other.end : denied[0].start]):
-                denied.insert(0, other)
-        if mark in denied:
-            return True
-    return False
+def _with_severity(item: Told, severity: str | None) -> Told:
+    return item if item.presence == "absent" else item._replace(severity=item.severity or severity)
 
 
-def _side(mark: _Mark, clause: _Clause, lexicon: Lexicon) -> str | None:
-    sides = clause.of("side")
-    phrases = [m for m in clause.of("finding") if lexicon.findings[m.cue.finding].present is not None]
-    if len(sides) == len(phrases):
-        return sides[phrases.index(mark)].cue.value
-    gaps = [(max(side.start - mark.end, mark.start - side.end), side.start, side.cue.value) for side in sides]
-    return min(gaps)[2] if gaps else None
+def _pair(by_side: dict[str | None, Told]) -> list[Told]:
+    left, right = by_side.get("left"), by_side.get("right")
+    if left and right and left._replace(side="right") == right:
+        return [left._replace(side=None if left.presence == "absent" else "both")]
+    return [item for item in (left, right) if item]
 
 
-def _lent_sides(clauses: list[_Clause], i: int, lexicon: Lexicon) -> Iterator[tuple[str, bool]]:
-    """Sides told in clauses of their own: "a fracture, not on the left but on the right", "on the left, a fracture"."""
-    found = False
-    for clause in clauses[i + 1 :]:
-        if not _tells_only_a_side(clause, lexicon):
-            break
-        found = True
-        yield clause.of("side")[0].cue.value, bool(clause.of("negation_before"))
-    if not found and i > 0 and _tells_only_a_side(clauses[i - 1], lexicon):
-        yield clauses[i - 1].of("side")[0].cue.value, bool(clauses[i - 1].of("negation_before"))
+def _clash(statements: Iterable[Statement]) -> bool:
+    """Whether two values hold for one side, or one that holds is denied; a value without a side is of both."""
+    held = [(item.value, item.side) for item in statements if item.presence != "absent"]
+    return any(
+        first != second and (one == other or None in (one, other) or "both" in (one, other))
+        for first, one in held
+        for second, other in held
+    )
 
 
-def _tells_only_a_side(clause: _Clause, lexicon: Lexicon) -> bool:
-    if len(clause.of("side")) != 1 or clause.of("finding"):
-        return False
-    rest = clause.text
-    for cue in lexicon.cues:
-        if cue.kind in ("side", "negation_before"):
-            rest = cue.pattern.sub(" ", rest)
-    return not re.sub(r"\W", "", lexicon.fillers.sub(" ", rest))
+def _most_told(statements: list[Statement]) -> list[Statement]:
+    """The values that hold; only where none does, those that are denied."""
+    held = [item for item in statements if item.presence != "absent"]
+    return held or statements
 
 
-def _resolve(finding: Finding, statements: list[_Statement]) -> str:
-    if finding.present is not None:
-        return _resolve_sided(finding, statements)
-    held = {statement.value for statement in statements if statement.holds}
-    denied = {statement.value for statement in statements if not statement.holds}
-    if len(held) > 1 or held & denied:
+def _flat(finding: Finding, statements: list[Statement]) -> str:
+    if any(item.presence == CONTRADICTORY for item in statements):
         return CONTRADICTORY
-    return held.pop() if held else _not(denied)
-
-
-def _resolve_sided(finding: Finding, statements: list[_Statement]) -> str:
-    present, absent = set(), set()
-    for statement in statements:
-        told = present if statement.value == finding.present else absent
-        told.update(("left", "right") if statement.side == "both" else (statement.side,))
-    sides = present - {None}
-    if present and (None in absent or sides & absent or (None in present and absent >= {"left", "right"})):
-        return CONTRADICTORY
+    held = [item for item in statements if item.presence != "absent"]
+    if not finding.opposites:
+        if not held:
+            return "not " + ", ".join(sorted(str(item.value) for item in statements))
+        return ", ".join(sorted(f"{item.side} {item.value}" if item.side else str(item.value) for item in held))
+    sides = {item.side for item in held} - {None}
     if sides:
-        return "both" if len(sides) == 2 else sides.pop()
-    if present:
-        return str(finding.present) if not absent else _not(absent)
-    return finding.opposites[str(finding.present)] if None in absent or len(absent) == 2 else _not(absent)
-
-
-def _not(values: set[str]) -> str:
-    return "not " + ", ".join(sorted(values))
+        return "both" if len(sides) == 2 else str(sides.pop())
+    denied = sorted(item.side for item in statements if item.presence == "absent" and item.side)
+    if denied:
+        return "not " + ", ".join(denied)
+    present = str(finding.present)
+    return present if held else finding.opposites[present]

@@ -1,6 +1,8 @@
 """Lexicons: YAML files that name findings and the phrases that state them, compiled to patterns."""
 
 import re
+import unicodedata
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +13,11 @@ from medfinetune.parser import read_yaml
 
 _FOLDER = Path(__file__).parent / "lexicons"
 _GENERAL = "general"
+KINDS = (
+    *("negation_before", "negation_next", "negation_after", "no_negation", "affirmation"),
+    *("uncertain", "uncertain_after", "historical", "clause_ends", "list_words"),
+)
+"""The kinds of words that all lexicons share, beside sides and severities."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +25,27 @@ class Finding:
     """What a text can say about one thing.
 
     Attributes:
-        values: All values that phrases state; those of a sided finding are its two opposites.
-        opposites: Value -> the value stated by denying it; empty where denying one leaves the others open.
-        present: For a sided finding, the value that is told by its side (left, right or both); else None.
+        values: All values that phrases state; those of a finding that is there or not are its two opposites.
+        opposites: Value -> the value stated by denying it, the present one first; empty where denying one value leaves
+            the others open.
+        sided: Whether it is told of the left, the right or both.
+        severity: Whether it is told as mild, moderate or severe.
+        several: Whether more than one of the values may hold at once, as with colours.
         context: One of these words must stand beside a phrase; None where phrases speak for themselves.
     """
 
     name: str
     values: tuple[str, ...]
     opposites: dict[str, str]
-    present: str | None
+    sided: bool
+    severity: bool
+    several: bool
     context: re.Pattern[str] | None
+
+    @property
+    def present(self) -> str | None:
+        """The value that says that it is there; None where the values are no opposites."""
+        return next(iter(self.opposites), None)
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,21 @@ class Cue:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All findings of one domain in all its languages."""
+    """All findings of one domain in all its languages.
+
+    Attributes:
+        starts: The first two letters of a phrase -> the numbers of the cues that may have such a phrase; or one letter,
+            where the two are no key.
+        fillers: Words that a clause may hold beside a side and yet tell of nothing else.
+        questions_count: Whether a question states something, as a thing that is uncertain.
+    """
 
     name: str
     findings: dict[str, Finding]
     cues: tuple[Cue, ...]
+    starts: dict[str, tuple[int, ...]]
     fillers: re.Pattern[str]
+    questions_count: bool = True
 
 
 def load_lexicon(name_or_path: str | Path) -> Lexicon:
@@ -72,49 +98,94 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
 
 @lru_cache
 def _load(path: Path) -> Lexicon:
-    general = read_yaml(_FOLDER / f"{_GENERAL}.yaml")
-    table = read_yaml(path).get("findings")
+    content = read_yaml(path)
+    unknown = set(content) - {"findings", "questions_count", "ignored"}
+    if unknown:
+        raise InputError(f"{path}: {min(unknown)}: unknown key")
+    table, questions_count = content.get("findings"), content.get("questions_count", True)
     if not isinstance(table, dict) or not table:
         raise InputError(f"{path}: findings: must map each finding to its values")
-    cues = _general_cues(general)
+    if not isinstance(questions_count, bool):
+        raise InputError(f"{path}: questions_count: must be true or false")
+    general = read_yaml(_FOLDER / f"{_GENERAL}.yaml")
+    cues = _Cues()
+    cues.add_general(general)
+    if "ignored" in content:
+        cues.add("ignored", _phrases(content["ignored"], f"{path}: ignored"))
     findings = {}
     for name, entry in table.items():
         where = f"{path}: findings: {name}"
         findings[name] = _finding(name, entry, where)
-        templates = _phrases(entry.get("templates", {"any": ["{}"]}), f"{where}: templates")
-        for value, by_language in entry["values"].items():
-            words = _phrases(by_language, f"{where}: values: {value}")
-            phrases = [template.replace("{}", word) for template in templates for word in words]
-            cues.append(Cue("finding", _pattern(phrases), name, str(value)))
+        for value, phrases in _phrases_by_value(entry, where).items():
+            cues.add("finding", phrases, name, value)
     fillers = _pattern(_phrases(general["side_fillers"], "general: side_fillers"))
-    return Lexicon(path.stem, findings, tuple(cues), fillers)
+    return Lexicon(path.stem, findings, tuple(cues.cues), cues.by_start(), fillers, questions_count)
 
 
-def _general_cues(general: dict[str, Any]) -> list[Cue]:
-    kinds = ("negation_before", "negation_after", "no_negation", "clause_ends", "list_words")
-    cues = [Cue(kind, _pattern(_phrases(general[kind], f"general: {kind}"))) for kind in kinds]
-    cues += [
-        Cue("side", _pattern(_phrases(phrases, f"general: sides: {side}")), value=side)
-        for side, phrases in general["sides"].items()
-    ]
-    return [*cues, Cue("comma", re.compile(","))]
+class _Cues:
+    def __init__(self) -> None:
+        self.cues: list[Cue] = []
+        self.starts: dict[str, list[int]] = defaultdict(list)
+
+    def add(self, kind: str, phrases: list[str], finding: str = "", value: str = "") -> None:
+        # A space within a phrase stands for any white space, so it is no letter to look up.
+        for start in {phrase[:2] if phrase[1:2].strip() else phrase[:1] for phrase in phrases}:
+            self.starts[start].append(len(self.cues))
+        self.cues.append(Cue(kind, _pattern(phrases), finding, value))
+
+    def by_start(self) -> dict[str, tuple[int, ...]]:
+        """First two letters -> cues, those of a single first letter included; single letters by themselves."""
+        return {
+            start: tuple(dict.fromkeys(numbers + self.starts.get(start[0], [])))
+            for start, numbers in self.starts.items()
+        }
+
+    def add_general(self, general: dict[str, Any]) -> None:
+        for kind in KINDS:
+            self.add(kind, _phrases(general[kind], f"general: {kind}"))
+        for kind, table in (("side", "sides"), ("severity", "severities")):
+            for value, phrases in general[table].items():
+                self.add(kind, _phrases(phrases, f"general: {table}: {value}"), value=value)
+        self.add("comma", [","])
+
+
+def _phrases_by_value(entry: dict[str, Any], where: str) -> dict[str, list[str]]:
+    templates = _phrases(entry.get("templates", {"any": ["{}"]}), f"{where}: templates")
+    result = {}
+    for value, by_language in entry["values"].items():
+        words = _phrases(by_language, f"{where}: values: {value}")
+        result[str(value)] = [template.replace("{}", word) for template in templates for word in words]
+    for value, by_language in entry.get("phrases", {}).items():
+        if str(value) not in result:
+            raise InputError(f"{where}: phrases: {value}: is none of the values {list(result)}")
+        result[str(value)] += _phrases(by_language, f"{where}: phrases: {value}")
+    return result
 
 
 def _finding(name: str, entry: Any, where: str) -> Finding:
     if not isinstance(entry, dict) or not isinstance(entry.get("values"), dict):
         raise InputError(f"{where}: values: must map each value to its phrases by language")
-    unknown = set(entry) - {"values", "opposites", "sided", "context", "templates"}
+    flags = ("sided", "severity", "several")
+    unknown = set(entry) - {"values", "opposites", "context", "templates", "phrases", *flags}
     if unknown:
         raise InputError(f"{where}: {min(unknown)}: unknown key")
+    for key in flags:
+        if not isinstance(entry.get(key, False), bool):
+            raise InputError(f"{where}: {key}: must be true or false")
+    if not isinstance(entry.get("phrases", {}), dict):
+        raise InputError(f"{where}: phrases: must map each value to its phrases by language")
     pair = [str(value) for value in entry.get("opposites", [])]
-    if len(pair) not in (0, 2) or (entry.get("sided") and not pair):
+    if len(pair) not in (0, 2):
         raise InputError(f"{where}: opposites: must be two values, the present one first")
+    if pair and entry.get("several"):
+        raise InputError(f"{where}: several: of two opposites only one holds")
     values = tuple(dict.fromkeys([str(value) for value in entry["values"]] + pair))
     if pair and set(values) != set(pair):
         raise InputError(f"{where}: opposites: holds {pair}, but the values are {list(values)}")
     context = _pattern(_phrases(entry["context"], f"{where}: context")) if "context" in entry else None
     opposites = dict(zip(pair, reversed(pair), strict=True))
-    return Finding(name, values, opposites, pair[0] if entry.get("sided") else None, context)
+    sided, severity, several = (entry.get(key, False) for key in flags)
+    return Finding(name, values, opposites, sided, severity, several, context)
 
 
 def _phrases(by_language: Any, where: str) -> list[str]:
@@ -126,13 +197,14 @@ def _phrases(by_language: Any, where: str) -> list[str]:
     for phrase in phrases:
         if not isinstance(phrase, str) or not phrase:
             raise InputError(f"{where}: {phrase!r} is no text; quote it")
-    return phrases
+    # As the texts are, before they are read.
+    return [unicodedata.normalize("NFKC", phrase).lower() for phrase in phrases]
 
 
 def _pattern(phrases: list[str]) -> re.Pattern[str]:
     """One pattern for all phrases; a longer one wins over a shorter one that begins it."""
     ordered = sorted(set(phrases), key=lambda phrase: (-len(phrase), phrase))
-    return re.compile("|".join(_bounded(phrase.lower()) for phrase in ordered))
+    return re.compile("|".join(_bounded(phrase) for phrase in ordered))
 
 
 def _bounded(phrase: str) -> str:
