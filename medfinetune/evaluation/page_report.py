@@ -21,7 +21,7 @@ _PARTS = {
 }
 _FOLDED = ("bleu", "encoder_similarity", "perplexity")
 """Tables that hold one of these are shown when asked for."""
-_WAYS = ("language", "source", "label", "age", "sex", "skin_type")
+_WAYS = ("finding", "language", "source", "label", "age", "sex", "skin_type")
 _NUM_LABELS = 12
 """In the plot and the table; results.json holds more."""
 
@@ -128,7 +128,7 @@ def _plots(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, str]]:
     dots = []
     for way, groups in _shown_groups(reports):
         told = {group: figures for group, figures in groups.items() if figures.get(main) is not None}
-        if told:
+        if told and way != "finding":
             dots.append(Dot(way.replace("_", " ")))
             dots += [_dot(group, figures, main, note=str(figures["num_cases"])) for group, figures in told.items()]
     if dots:
@@ -137,6 +137,8 @@ def _plots(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, str]]:
 
 def _groups(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, Any]]:
     for way, groups in _shown_groups(reports):
+        if way == "finding" and main != "finding_f1":
+            continue
         rows = []
         for group, figures in groups.items():
             difference = (figures.get("differences") or {}).get(main)
@@ -144,7 +146,6 @@ def _groups(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, Any]]:
                 {
                     "name": group,
                     "num_cases": figures["num_cases"],
-                    "num_clusters": figures["num_clusters"],
                     "is_small": figures["is_small"],
                     "value": figures.get(main),
                     "limits": figures.get(f"{main}_ci"),
@@ -190,9 +191,16 @@ def _card(row: Mapping[str, Any], data_dir: str | Path | None) -> dict[str, Any]
         **row,
         "thumbnail": data_uri(image, _THUMBNAIL_PX) if image is not None else None,
         "neighbours": evidence.get("neighbours") or [],
+        "chips": [_chip(name, counts) for name, counts in (row.get("by_finding") or {}).items()],
         "labels": [_label(label) for label in evidence.get("labels") or []],
         "others": {name: text for name, text in others.items() if isinstance(text, str)},
     }
+
+
+def _chip(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    right, stated, true = (counts[key] for key in ("num_right", "num_stated", "num_true"))
+    fault = "left out" if not stated else "not in the reference" if not true else "stated otherwise"
+    return {"name": name, "is_right": right == stated == true, "fault": fault}
 
 
 def _label(label: Mapping[str, Any]) -> dict[str, Any]:
