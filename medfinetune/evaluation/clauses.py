@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from medfinetune.evaluation.lexicon import Cue, Lexicon
 
@@ -15,8 +17,7 @@ _START = re.compile(r"(?<![a-z0-9])[a-z]|[^a-z\s]")
 _LIST = re.compile(r"[\s,]*(?:(?<![a-z])(?:and|or|nor)(?![a-z])|以及|[&、或及和与,/])[\s,]*")
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """Where a cue stands in its sentence."""
 
     cue: Cue
@@ -40,8 +41,13 @@ class Clause:
     opened_by: str
     carried: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._by_kind: dict[str, list[Mark]] = defaultdict(list)
+        for mark in self.marks:
+            self._by_kind[mark.cue.kind].append(mark)
+
     def of(self, kind: str) -> list[Mark]:
-        return [mark for mark in self.marks if mark.cue.kind == kind]
+        return self._by_kind.get(kind, [])
 
 
 @dataclass
@@ -90,10 +96,9 @@ def without(sentence: str, start: int, end: int, marks: list[Mark]) -> str:
 
 
 def _marks(sentence: str, lexicon: Lexicon) -> list[Mark]:
-    found, free_from = [], dict[int, int]()
-    for place in (match.start() for match in _START.finditer(sentence)):
-        numbers = lexicon.starts.get(sentence[place : place + 2], ()) + lexicon.starts.get(sentence[place], ())
-        for number in dict.fromkeys(numbers):
+    found, free_from, starts = [], dict[int, int](), lexicon.starts
+    for place in [match.start() for match in _START.finditer(sentence)]:
+        for number in starts.get(sentence[place : place + 2]) or starts.get(sentence[place], ()):
             if place < free_from.get(number, 0):
                 continue
             match = lexicon.cues[number].pattern.match(sentence, place)

@@ -1,8 +1,8 @@
 """Finding F1: how far two texts state the same, by the statements that a lexicon reads in both.
 
 Related measures, all of English chest reports: CheXpert's labeler (Irvin et al. 2019, arXiv:1901.07031) reads 14
-findings as present, absent or uncertain by rules, as is done here; CheXbert (Smit et al. 2020, arXiv:2004.09167) learned
-to label as it does, and F1 over its labels is usually taken of present findings; RadGraph F1 (Jain et al. 2021,
+findings as present, absent or uncertain by rules, as is done here; CheXbert (Smit et al. 2020, arXiv:2004.09167) has
+learned to label so, and F1 over its labels is usually taken of present findings; RadGraph F1 (Jain et al. 2021,
 arXiv:2106.14463; Yu et al. 2023, https://doi.org/10.1016/j.patter.2023.100802) compares entities and relations that a
 model finds. The first two know no side and no severity. Figures of this measure cannot be set beside theirs.
 """

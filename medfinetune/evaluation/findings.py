@@ -5,7 +5,7 @@ the statements are compared.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from medfinetune.evaluation.clauses import Sentence, read_sentences
@@ -78,7 +78,7 @@ def read_findings(text: str, lexicon: Lexicon) -> dict[str, str]:
 
 def _told(finding: Finding, sentence: Sentence, lexicon: Lexicon) -> Iterator[Told]:
     for told in told_in(finding, sentence, lexicon):
-        yield replace(told, presence="uncertain") if sentence.is_question and told.presence == "present" else told
+        yield told._replace(presence="uncertain") if sentence.is_question and told.presence == "present" else told
 
 
 def _settle(lexicon: Lexicon, name: str, told: list[Told]) -> Iterator[Statement]:
@@ -109,7 +109,7 @@ def _sides(told: list[Told]) -> list[Told] | None:
             # Certain presence goes before doubt, and doubt before absence.
             presence = min([item.presence, *(both or ())], key=("present", "uncertain", "absent").index)
             severity = item.severity or (before.severity if before else None)
-            by_side[side] = replace(item, side=side, presence=presence, severity=severity)
+            by_side[side] = item._replace(side=side, presence=presence, severity=severity)
     return _merge(by_side)
 
 
@@ -130,13 +130,13 @@ def _merge(by_side: dict[str | None, Told]) -> list[Told] | None:
 
 
 def _with_severity(item: Told, severity: str | None) -> Told:
-    return item if item.presence == "absent" else replace(item, severity=item.severity or severity)
+    return item if item.presence == "absent" else item._replace(severity=item.severity or severity)
 
 
 def _pair(by_side: dict[str | None, Told]) -> list[Told]:
     left, right = by_side.get("left"), by_side.get("right")
-    if left and right and replace(left, side="right") == right:
-        return [replace(left, side=None if left.presence == "absent" else "both")]
+    if left and right and left._replace(side="right") == right:
+        return [left._replace(side=None if left.presence == "absent" else "both")]
     return [item for item in (left, right) if item]
 
 

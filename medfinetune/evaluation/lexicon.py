@@ -63,7 +63,8 @@ class Lexicon:
     """All findings of one domain in all its languages.
 
     Attributes:
-        starts: The first letters of a phrase -> the numbers of the cues that have such a phrase.
+        starts: The first two letters of a phrase -> the numbers of the cues that may have such a phrase; or one letter,
+            where the two are no key.
         fillers: Words that a clause may hold beside a side and yet tell of nothing else.
         questions_count: Whether a question states something, as a thing that is uncertain.
     """
@@ -118,8 +119,7 @@ def _load(path: Path) -> Lexicon:
         for value, phrases in _phrases_by_value(entry, where).items():
             cues.add("finding", phrases, name, value)
     fillers = _pattern(_phrases(general["side_fillers"], "general: side_fillers"))
-    starts = {start: tuple(numbers) for start, numbers in cues.starts.items()}
-    return Lexicon(path.stem, findings, tuple(cues.cues), starts, fillers, questions_count)
+    return Lexicon(path.stem, findings, tuple(cues.cues), cues.by_start(), fillers, questions_count)
 
 
 class _Cues:
@@ -132,6 +132,13 @@ class _Cues:
         for start in {phrase[:2] if phrase[1:2].strip() else phrase[:1] for phrase in phrases}:
             self.starts[start].append(len(self.cues))
         self.cues.append(Cue(kind, _pattern(phrases), finding, value))
+
+    def by_start(self) -> dict[str, tuple[int, ...]]:
+        """First two letters -> cues, those of a single first letter included; single letters by themselves."""
+        return {
+            start: tuple(dict.fromkeys(numbers + self.starts.get(start[0], [])))
+            for start, numbers in self.starts.items()
+        }
 
     def add_general(self, general: dict[str, Any]) -> None:
         for kind in KINDS:

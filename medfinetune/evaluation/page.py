@@ -12,6 +12,8 @@ from markupsafe import Markup
 from medfinetune.evaluation.curves import draw_curves, read_log
 from medfinetune.evaluation.findings import CONTRADICTORY
 from medfinetune.evaluation.page_grading import calibration_rows, grading_parts
+from medfinetune.evaluation.page_report import report_headlines, report_parts
+from medfinetune.evaluation.report_figures import KINDS
 from medfinetune.evaluation.thumbnails import data_uri
 
 RESULTS_FILE = "results.json"
@@ -46,17 +48,21 @@ def write_page(
     """Writes `index.html`; a part that the results do not hold is left out.
 
     Args:
-        results: `encoder`, `decoder`, `prepare` (what `data_report.json` holds), `seconds` (by part), each optional;
-            `is_tiny` says that the figures are of tiny models, and is told by their size where it is not given.
-        predictions: A row for each case, as `evaluate_decoder` gives them, with `image` relative to `data_dir`.
+        results: `encoder`, `decoder`, `reports`, `prepare` (what `data_report.json` holds), `seconds` (by part), each
+            optional; `is_tiny` says that the figures are of tiny models, and is told by their size where it is not
+            given.
+        predictions: A row for each case, as `evaluate_decoder` or `score_reports` gives them, with `image` relative to
+            `data_dir`. Those with `scores` are shown among the reports, all others in the gallery.
         data_dir: The folder that `prepare` wrote, for the pictures.
         encoder_dir: The run folder, for its curves.
-        num_gallery: Cases in the gallery, worst first.
+        num_gallery: Cases in a gallery, worst first.
 
     Returns:
         The path of the page.
     """
-    parts = {name: results.get(name) or {} for name in ("encoder", "decoder", "prepare", "seconds")}
+    parts = {name: results.get(name) or {} for name in ("encoder", "decoder", "reports", "prepare", "seconds")}
+    scored = [row for row in predictions if "scores" in row] if parts["reports"] else []
+    plain = [row for row in predictions if "scores" not in row] if scored else predictions
     sizes = [parts[name].get("num_parameters") for name in ("encoder", "decoder")]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -65,10 +71,12 @@ def write_page(
     page = environment.get_template("page.html.j2").render(
         **parts,
         is_tiny=results.get("is_tiny", any(size is not None and size < _TINY for size in sizes)),
-        headlines=list(_headlines(parts["encoder"], parts["decoder"])),
+        headlines=[*_headlines(parts["encoder"], parts["decoder"]), *report_headlines(parts["reports"])],
         runs=_runs({"Encoder": encoder_dir, "Decoder": decoder_dir}),
-        gallery=[_card(row, data_dir) for row in sorted(predictions, key=_badness)[:num_gallery]],
-        num_predictions=len(predictions),
+        report=report_parts(parts["reports"], scored, data_dir, num_gallery),
+        score_words={name: kind.words for name, kind in KINDS.items()},
+        gallery=[_card(row, data_dir) for row in sorted(plain, key=_badness)[:num_gallery]],
+        num_predictions=len(plain),
         grading=grading_parts(parts["encoder"], data_dir),
         calibration=calibration_rows(parts["encoder"]),
         shuffled="_shuffled_image",

@@ -15,11 +15,12 @@ from medfinetune.evaluation.case_statistics import (
     mean_of_cases,
     ratio_of_sums,
 )
+from medfinetune.evaluation.finding_f1 import Counts, FindingCounts
 from medfinetune.evaluation.report_cases import ReportCase
 from medfinetune.evaluation.text import exact_match, rouge_l, token_f1
 
-CountFindings = Callable[[str, str], Any]
-"""Prediction and reference to an object with `num_right`, `num_stated` and `num_true`."""
+CountFindings = Callable[[str, str], FindingCounts]
+"""Of a prediction and its reference."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FigureKind:
 
 KINDS = {
     "finding_f1": FigureKind("finding F1"),
+    "finding_f1_present": FigureKind("finding F1, absences left out"),
     "finding_precision": FigureKind("finding precision"),
     "finding_recall": FigureKind("finding recall"),
     "bleu": FigureKind("BLEU", 100.0),
@@ -63,7 +65,7 @@ def kind_of(name: str) -> FigureKind:
 def report_statistics(
     cases: Sequence[ReportCase],
     texts: Sequence[str],
-    counts: Sequence[Any] | None = None,
+    counts: Sequence[FindingCounts] | None = None,
     similarities: Sequence[float] | None = None,
     likelihoods: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> dict[str, CaseStatistics]:
@@ -72,7 +74,7 @@ def report_statistics(
     Args:
         cases: `N`.
         texts: What was written about each.
-        counts: Of each, its findings (`num_right`, `num_stated`, `num_true`); no finding figures where left out.
+        counts: Of each, its findings; no finding figures where left out.
         similarities: Of each, the cosine of its image and its text; none where left out.
         likelihoods: Of each, the summed negative log likelihood of its reference, in nats, and the reference's tokens.
 
@@ -82,7 +84,7 @@ def report_statistics(
     truths, languages = [case.reference for case in cases], [case.language for case in cases]
     found: dict[str, CaseStatistics] = {}
     if counts is not None:
-        found |= _finding_statistics(counts)
+        found |= finding_statistics(counts)
     for language in sorted(set(languages)):
         found[f"bleu_{language}"] = bleu_statistics(texts, truths, languages, language)
         found[f"chrf_{language}"] = chrf_statistics(texts, truths, languages, language)
@@ -100,6 +102,27 @@ def report_statistics(
     return {name: found[name] for name in sorted(found, key=stems.__getitem__) if found[name].counted.any()}
 
 
+def finding_statistics(counts: Sequence[FindingCounts], finding: str | None = None) -> dict[str, CaseStatistics]:
+    """Finding F1, which is micro over statements, its precision and recall, and F1 of what is not absent.
+
+    Args:
+        counts: Of each case.
+        finding: Of this one alone; of all together where left out.
+    """
+    nothing = Counts()
+    one = [case.by_finding.get(finding, nothing) for case in counts] if finding is not None else counts
+    right, stated, true = _columns(one)
+    result = {
+        "finding_f1": ratio_of_sums(2 * right, stated + true),
+        "finding_precision": ratio_of_sums(right, stated),
+        "finding_recall": ratio_of_sums(right, true),
+    }
+    if finding is None:
+        right, stated, true = _columns([case.present for case in counts])
+        result["finding_f1_present"] = ratio_of_sums(2 * right, stated + true)
+    return result
+
+
 def count_all(
     count_findings: CountFindings, texts: Sequence[str], truths: Sequence[str], seen: dict[tuple[str, str], Any]
 ) -> list[Any]:
@@ -115,16 +138,8 @@ def count_all(
     return [seen[pair] for pair in pairs]
 
 
-def _finding_statistics(counts: Sequence[Any]) -> Mapping[str, CaseStatistics]:
-    right, stated, true = (
-        np.array([getattr(one, name) for one in counts], dtype=np.float64)
-        for name in ("num_right", "num_stated", "num_true")
-    )
-    return {
-        "finding_f1": ratio_of_sums(2 * right, stated + true),
-        "finding_precision": ratio_of_sums(right, stated),
-        "finding_recall": ratio_of_sums(right, true),
-    }
+def _columns(counts: Sequence[Any]) -> list[np.ndarray]:
+    return [np.array([getattr(one, name) for one in counts], np.float64) for name in Counts._fields]
 
 
 def _answer_statistics(cases: Sequence[ReportCase], texts: Sequence[str]) -> Mapping[str, CaseStatistics]:

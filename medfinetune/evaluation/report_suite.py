@@ -6,7 +6,7 @@ No model runs here: texts go in, figures come out.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,18 @@ import numpy as np
 from medfinetune.errors import InputError
 from medfinetune.evaluation.bootstrap import Bootstrap
 from medfinetune.evaluation.case_statistics import CaseStatistics
+from medfinetune.evaluation.finding_f1 import counts_of
+from medfinetune.evaluation.findings import read_statements
 from medfinetune.evaluation.lexicon import Lexicon
 from medfinetune.evaluation.paired import OWN, finite_limits, paired_differences
 from medfinetune.evaluation.report_cases import ReportCase
-from medfinetune.evaluation.report_figures import CountFindings, count_all, kind_of, report_statistics
+from medfinetune.evaluation.report_figures import (
+    CountFindings,
+    count_all,
+    finding_statistics,
+    kind_of,
+    report_statistics,
+)
 from medfinetune.evaluation.subgroups import SMALL, groups_of
 from medfinetune.evaluation.text import bleu, chrf
 
@@ -60,8 +68,7 @@ def score_reports(
         cases: `N`, from `report_cases`.
         texts: Condition -> a text for each case. `own` is the system; see `CONDITIONS`.
         lexicon: For finding F1, which is left out without it.
-        count_findings: Counts the findings of a prediction and a reference; `finding_f1.finding_counts` with the
-            lexicon where left out.
+        count_findings: Prediction and reference to `FindingCounts`; those of the lexicon where left out.
         similarities: Condition -> of each case the cosine of its own image and the text, in [-1, 1]; nan where unknown.
         likelihoods: Condition -> of each case the summed negative log likelihood of its reference in nats, and its
             tokens; for perplexity.
@@ -74,7 +81,7 @@ def score_reports(
     Returns:
         The figures as a plain dict that JSON can hold, described in docs/scores.md; and a row for each case: `id`,
         `language`, `source`, `label`, `task`, `question`, `reference`, `generated`, `generated_<condition>`, `scores`,
-        `findings` and, if given, `evidence`.
+        with findings `finding_counts` and `by_finding`, and `evidence` if it is given.
 
     Raises:
         InputError: There are no cases, an id comes twice, there is no `own`, or a list does not fit the cases.
@@ -107,6 +114,8 @@ def score_reports(
         },
     }
     result |= _by_group(cases, bootstrap, systems)
+    if counts:
+        result["by_finding"] = _by_finding(bootstrap, counts[OWN], counts.get(result["group_control"]))
     rows = _rows(cases, texts, systems[OWN], counts.get(OWN), evidence)
     result["worst_cases"] = [rows[i]["id"] for i in worst_first(rows)[:_NUM_WORST]]
     if latency is not None:
@@ -129,9 +138,9 @@ def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _counter(lexicon: Lexicon) -> CountFindings:
-    from medfinetune.evaluation.finding_f1 import finding_counts  # only where findings are asked for
-
-    return lambda prediction, reference: finding_counts(prediction, reference, lexicon)
+    # Every condition is held against the same references, and most of them write many texts alike.
+    read = cache(lambda text: read_statements(text, lexicon))
+    return lambda prediction, reference: counts_of(read(prediction), read(reference))
 
 
 def _about(
@@ -193,6 +202,23 @@ def _by_group(
     return result
 
 
+def _by_finding(
+    bootstrap: Bootstrap, counts: Sequence[Any], of_control: Sequence[Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Finding -> its F1 alone, with its interval and its counts, and beside it the control's."""
+    result = {}
+    for finding in sorted({name for one in counts for name in one.by_finding}):
+        own = finding_statistics(counts, finding)["finding_f1"]
+        told = [one.by_finding[finding] for one in counts if finding in one.by_finding]
+        result[finding] = _figures(bootstrap, {"finding_f1": own}) | _sums(told)
+        result[finding] |= {"num_cases": len(told), "is_small": len(told) < SMALL}
+        if of_control is not None:
+            control = {"finding_f1": finding_statistics(of_control, finding)["finding_f1"]}
+            result[finding]["control"] = _figures(bootstrap, control)
+            result[finding]["differences"] = paired_differences(bootstrap, {"finding_f1": own}, control)
+    return result
+
+
 def _rows(
     cases: Sequence[ReportCase],
     texts: Mapping[str, Sequence[str]],
@@ -213,7 +239,8 @@ def _rows(
             "scores": {name.removesuffix(f"_{case.language}"): value for name, value in scores.items()},
         }
         if counts is not None:
-            row["finding_counts"] = {name: int(getattr(counts[i], name)) for name in _COUNTS}
+            row["finding_counts"] = _sums(counts[i : i + 1])
+            row["by_finding"] = {name: _sums([one]) for name, one in counts[i].by_finding.items()}
         if evidence is not None:
             row["evidence"] = dict(evidence[i])
         rows.append(row)

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from medfinetune.evaluation.clauses import Clause, Mark, Sentence, joined_by_a_list, list_joints, without
 from medfinetune.evaluation.lexicon import Finding, Lexicon
@@ -13,8 +13,7 @@ _BEHIND = re.compile(r"\b(?:on|in|of|at|to|within)\s+(?:the\s+|both\s+|either\s+
 _NEGATIONS = ("negation_before", "negation_next", "negation_after")
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """A phrase of a finding with all that its sentence adds to it.
 
     Attributes:
@@ -32,8 +31,7 @@ class Told:
         return self.presence, None if finding.opposites else self.value, self.side, self.severity
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A side with the severity that goes with it, and whether it is denied: "not on the left"."""
 
     side: str | None
@@ -134,7 +132,7 @@ def _reaches_back(cue: Mark, mark: Mark, clause: Clause, sentence: str) -> bool:
 
 def _parts(finding: Finding, mark: Mark, i: int, sentence: Sentence, lexicon: Lexicon) -> list[_Part]:
     clause = sentence.clauses[i]
-    severity = _severity(mark, clause, sentence.text, lexicon) if finding.severity else None
+    severity = _severity(mark, clause, sentence.text) if finding.severity else None
     if finding.severity and severity is None:
         severity = _lent_severity(sentence.clauses, i, lexicon)
     if not finding.sided:
@@ -175,7 +173,7 @@ def _fits(side: Mark, mark: Mark, phrases: list[Mark], sentence: str) -> bool:
     return mark in behind or not list_joints(sentence, side.end, ahead[0].start)
 
 
-def _severity(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> str | None:
+def _severity(mark: Mark, clause: Clause, sentence: str) -> str | None:
     severities, phrases = clause.of("severity"), clause.of("finding")
     for word in severities:
         # "Grade 3 (moderate): osteophytes" tells how severe the grade is, not the osteophytes.
@@ -184,7 +182,7 @@ def _severity(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> st
             return word.cue.value
     free = [word for word in severities if _enclosed(word, phrases, sentence) is None]
     before = [word for word in free if word.end <= mark.start]
-    if before and not _one_between(before[-1].end, mark.start, phrases, lexicon):
+    if before and not _phrases_between(before[-1], mark, clause):
         return before[-1].cue.value
     after = [word for word in free if word.start >= mark.end]
     if after and not [phrase for phrase in phrases if phrase.start >= mark.end]:
@@ -196,14 +194,6 @@ def _enclosed(word: Mark, phrases: list[Mark], sentence: str) -> Mark | None:
     if sentence[: word.start].rstrip()[-1:] != "(":
         return None
     return next((phrase for phrase in reversed(phrases) if phrase.end <= word.start), None)
-
-
-def _one_between(start: int, end: int, phrases: list[Mark], lexicon: Lexicon) -> bool:
-    return any(
-        start <= phrase.start and phrase.end <= end
-        for phrase in phrases
-        if lexicon.findings[phrase.cue.finding].severity
-    )
 
 
 def _coordinated(side: Mark, mark: Mark, sentence: Sentence, severity: str | None) -> list[_Part]:

@@ -9,6 +9,7 @@ list of all closed answers, apart from the lexicon. As a control, what is read i
 question.
 """
 
+import functools
 import json
 import sys
 from collections import Counter
@@ -82,8 +83,9 @@ def closed_figures(rows: list[dict[str, Any]], lexicon: Lexicon) -> dict[str, An
     """How many closed answers of one language are read, and read rightly."""
     meaning = {answer: {name: value} for (name, value), answers in TRUTH.items() for answer in answers}
     truths = [meaning.get(row["answer"].strip()) for row in rows]
-    alone = [read_findings(row["answer"], lexicon) for row in rows]
-    behind = [read_findings(f"{row['question']} {row['answer']}", lexicon) for row in rows]
+    read_once = functools.cache(lambda text: read_findings(text, lexicon))
+    alone = [read_once(row["answer"]) for row in rows]
+    behind = [read_once(f"{row['question']} {row['answer']}") for row in rows]
     others = truths[len(truths) // 2 :] + truths[: len(truths) // 2]
     unread = Counter(row["answer"] for row, read in zip(rows, alone, strict=True) if not read)
     wrong = Counter(

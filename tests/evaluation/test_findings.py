@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medfinetune.data.phantom.findings import ATTRIBUTES, combinations, report, sentences
-from medfinetune.evaluation.findings import CONTRADICTORY, read_findings
+from medfinetune.evaluation.findings import CONTRADICTORY, Statement, read_findings, read_statements
 from medfinetune.evaluation.lexicon import load_lexicon
 
 LEXICON = load_lexicon("phantom")
@@ -108,3 +108,73 @@ def test_hard_wordings(text, findings):
 )
 def test_two_values_for_one_finding_are_contradictory(text, finding):
     assert read_findings(text, LEXICON) == {finding: CONTRADICTORY}
+
+
+CHEST, KNEE, SKIN = (load_lexicon(name) for name in ("chest", "knee", "skin"))
+
+
+def test_a_statement_has_presence_side_and_severity():
+    assert read_statements("Small left effusion cannot be excluded. Heart normal.", CHEST) == [
+        Statement("effusion", "uncertain", None, "left", "mild"),
+        Statement("cardiomegaly", "absent"),
+    ]
+    assert read_statements("Grade 3 on the left.", KNEE) == [Statement("knee_grade", "present", "3", "left")]
+    assert str(Statement("knee_grade", "present", "3", "left")) == "knee_grade=3 present left"
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("Left effusion. Right effusion.", ["effusion present both"]),
+        ("Left effusion. The effusion is small.", ["effusion present left mild"]),
+        ("Possible effusion. Effusion.", ["effusion present"]),
+        ("No definite effusion. A small effusion cannot be excluded.", ["effusion uncertain mild"]),
+        ("Small effusion. Impression: moderate effusion.", ["effusion present moderate"]),
+        ("No left effusion. No right effusion.", ["effusion absent"]),
+        ("No effusion. No left effusion.", ["effusion absent"]),
+        ("Left effusion, no right effusion.", ["effusion present left", "effusion absent right"]),
+        ("No effusion on the left. Effusion.", ["effusion present", "effusion absent left"]),
+        ("No effusion. Right effusion cannot be excluded.", ["effusion uncertain right"]),
+        ("Effusion. No left effusion. No right effusion.", ["effusion contradictory"]),
+        ("Left effusion. No effusion.", ["effusion contradictory"]),
+        ("Effusion. Effusion.", ["effusion present"]),
+    ],
+)
+def test_what_is_said_twice_is_one_statement(text, statements):
+    assert [str(statement) for statement in read_statements(text, CHEST)] == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements", "flat"),
+    [
+        (
+            "Grade 2 left, grade 3 right.",
+            ["knee_grade=2 present left", "knee_grade=3 present right"],
+            "left 2, right 3",
+        ),
+        ("Grade 2. Grade 3.", ["knee_grade contradictory"], CONTRADICTORY),
+        ("Grade 2. Grade 3 on the left.", ["knee_grade contradictory"], CONTRADICTORY),
+        ("Grade 2 in both knees. Grade 2 on the left.", ["knee_grade=2 present both"], "both 2"),
+        ("Grade 2. Not grade 2.", ["knee_grade contradictory"], CONTRADICTORY),
+        ("Not grade 2.", ["knee_grade=2 absent"], "not 2"),
+    ],
+)
+def test_grades_by_side(text, statements, flat):
+    assert [str(statement) for statement in read_statements(text, KNEE)] == statements
+    assert read_findings(text, KNEE) == {"knee_grade": flat}
+
+
+def test_several_values_may_hold_at_once():
+    text = "A black and brown mole, melanoma not excluded."
+    assert [str(statement) for statement in read_statements(text, SKIN)] == [
+        "diagnosis=nevus present",
+        "diagnosis=melanoma uncertain",
+        "colour=black present",
+        "colour=brown present",
+    ]
+    assert read_findings(text, SKIN) == {"diagnosis": "melanoma, nevus", "colour": "black, brown"}
+
+
+def test_what_is_uncertain_counts_as_stated_in_the_flat_reading():
+    assert read_findings("Possible left effusion.", LEXICON) == {"effusion": "left"}
+    assert read_findings("Effusion on the left?", LEXICON) == {"effusion": "left"}

@@ -1,11 +1,12 @@
 import json
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from medfinetune.errors import InputError
+from medfinetune.evaluation.finding_f1 import Counts, FindingCounts, finding_f1
+from medfinetune.evaluation.lexicon import load_lexicon
 from medfinetune.evaluation.page import write_results
 from medfinetune.evaluation.paired import read_texts
 from medfinetune.evaluation.report_cases import ReportCase
@@ -16,19 +17,14 @@ from medfinetune.evaluation.text import bleu, chrf, rouge_l, token_f1
 FINDINGS = {"effusion": "积液", "fracture": "骨折", "nodule": "结节", "mass": "肿块"}
 
 
-@dataclass
-class Counts:
-    num_right: int
-    num_stated: int
-    num_true: int
-
-
 def count(prediction, reference):
-    """A stand-in: findings are the words of `FINDINGS` in either language."""
+    """A plain reading, not that of a lexicon: findings are the words of `FINDINGS` in either language."""
     stated, true = (
         {name for name, word in FINDINGS.items() if name in text or word in text} for text in (prediction, reference)
     )
-    return Counts(len(stated & true), len(stated), len(true))
+    by_finding = {name: Counts(name in stated & true, name in stated, name in true) for name in sorted(stated | true)}
+    total = Counts(len(stated & true), len(stated), len(true))
+    return FindingCounts(*total, by_finding=by_finding, present=total)
 
 
 def written(names, language):
@@ -137,7 +133,7 @@ def test_every_figure_has_its_interval_and_controls_their_difference(scored):
 def test_groups_have_counts_and_intervals_and_small_ones_are_marked(scored):
     cases, texts, result, _ = scored
     assert {way for way in result if way.startswith("by_")} == {
-        *("by_language", "by_source", "by_label", "by_age", "by_sex", "by_skin_type")
+        *("by_finding", "by_language", "by_source", "by_label", "by_age", "by_sex", "by_skin_type")
     }
     assert {group: told["num_cases"] for group, told in result["by_label"].items()} == {"BCC": 55, "NEV": 5}
     assert {group: told["is_small"] for group, told in result["by_label"].items()} == {"BCC": False, "NEV": True}
@@ -169,7 +165,10 @@ def test_rows_hold_the_texts_and_scores_of_each_case(scored, tmp_path):
         "generated_shuffled_everything": texts["shuffled_everything"][0],
         "generated_no_evidence": texts["no_evidence"][0],
         "scores": rows[0]["scores"],
-        "finding_counts": vars(count(texts["own"][0], cases[0].reference)),
+        "finding_counts": rows[0]["finding_counts"],
+        "by_finding": {
+            name: one._asdict() for name, one in count(texts["own"][0], cases[0].reference).by_finding.items()
+        },
         "evidence": {"neighbours": [], "labels": []},
     }
     assert rows[1]["scores"]["chrf"] == pytest.approx(chrf([texts["own"][1]], [cases[1].reference])["score"])
@@ -190,6 +189,45 @@ def test_worst_cases_come_first(scored):
     assert f1[0] == 0.0
     scores = [{"finding_f1": 0.5, "token_f1": 0.9}, {"token_f1": 0.0}, {"finding_f1": 0.5, "token_f1": 0.1}]
     assert worst_first([{"id": str(i), "scores": one} for i, one in enumerate(scores)]) == [2, 0, 1]
+
+
+def test_each_finding_has_its_own_f1(scored):
+    cases, texts, result, rows = scored
+    assert list(result["by_finding"]) == sorted(FINDINGS)
+    for name, told in result["by_finding"].items():
+        counts = [count(text, case.reference) for text, case in zip(texts["own"], cases, strict=True)]
+        alone = [one.by_finding[name] for one in counts if name in one.by_finding]
+        right, stated, true = (sum(column) for column in zip(*alone, strict=True))
+        assert (told["num_right"], told["num_stated"], told["num_true"]) == (right, stated, true)
+        assert told["finding_f1"] == pytest.approx(2 * right / (stated + true))
+        assert told["finding_f1_ci"][0] <= told["finding_f1"] <= told["finding_f1_ci"][1]
+        assert told["num_cases"] == len(alone)
+        lost = told["finding_f1"] - told["control"]["finding_f1"]
+        assert told["differences"]["finding_f1"]["difference"] == pytest.approx(lost)
+    assert rows[0]["finding_counts"] == {
+        name: sum(one[name] for one in rows[0]["by_finding"].values()) for name in Counts._fields
+    }
+
+
+def test_findings_are_read_by_the_lexicon():
+    lexicon = load_lexicon("phantom")
+    references = ["Left effusion. The heart is enlarged.", "No effusion.", "左侧积液。", "Nothing."]
+    written = ["Right effusion. The heart is enlarged.", "Left effusion.", "左侧积液。", ""]
+    cases = [ReportCase(str(i), "zh" if i == 2 else "en", text) for i, text in enumerate(references)]
+    result, rows = score_reports(cases, {"own": written, "no_evidence": references}, lexicon, num_resamples=50)
+    expected = finding_f1(written, references, lexicon)
+    own = result["conditions"]["own"]
+    assert expected["num_true"] > 3
+    assert own["finding_f1"] == expected["finding_f1"] < 1
+    assert own["finding_f1_present"] == expected["finding_f1_present"]
+    assert (own["finding_precision"], own["finding_recall"]) == (expected["precision"], expected["recall"])
+    assert result["lexicon"] == "phantom"
+    assert result["conditions"]["no_evidence"]["finding_f1"] == 1.0
+    told = {name: figures["finding_f1"] for name, figures in result["by_finding"].items()}
+    assert told == {name: one["finding_f1"] for name, one in expected["by_finding"].items() if name in told}
+    # A lost "no" and a swapped side come before what is right.
+    assert result["worst_cases"][:2] == ["1", "0"]
+    assert rows[0]["scores"]["finding_f1"] == 0.5
 
 
 def test_questions_are_scored_by_both_protocols():

@@ -1,0 +1,72 @@
+"""What a sentence tells of a finding: negation, doubt, sides and severities, in words beside those of sentences/."""
+
+import pytest
+
+from medfinetune.evaluation.findings import read_statements
+from medfinetune.evaluation.lexicon import load_lexicon
+
+LEXICON = load_lexicon("chest")
+
+
+def _read(text):
+    return sorted(map(str, read_statements(text, LEXICON)))
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("Effusion without mass.", ["effusion present", "mass absent"]),
+        ("未见肿块、结节，心影增大。", ["cardiomegaly present", "mass absent", "nodule absent"]),
+        ("无肿块、有结节。", ["mass absent", "nodule present"]),
+        ("未见肿块、心影正常。", ["cardiomegaly absent", "mass absent"]),
+        ("肿块、结节未见。", ["mass absent", "nodule absent"]),
+        ("密度不均匀肿块。", ["mass present"]),
+        ("Not without effusion.", ["effusion present"]),
+        ("Non-displaced fracture.", ["fracture present"]),
+    ],
+)
+def test_what_a_negation_reaches(text, statements):
+    assert _read(text) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("Mass or nodule is suspected.", ["mass uncertain", "nodule uncertain"]),
+        ("Probable mass without effusion.", ["effusion absent", "mass uncertain"]),
+        ("Possibly no effusion.", ["effusion uncertain"]),
+        ("No suspicion of a mass.", ["mass absent"]),
+        ("Consolidation suggesting pneumonia.", ["consolidation present", "pneumonia uncertain"]),
+        ("肿块可能。", ["mass uncertain"]),
+        ("可能无积液。", ["effusion uncertain"]),
+        ("Mass?", ["mass uncertain"]),
+        ("No mass?", ["mass absent"]),
+    ],
+)
+def test_what_doubt_reaches(text, statements):
+    assert _read(text) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("Small left and large right effusions.", ["effusion present left mild", "effusion present right severe"]),
+        ("Small left and right effusions.", ["effusion present both mild"]),
+        ("左侧、右侧少量积液。", ["effusion present both mild"]),
+        ("Effusion on the left or pneumothorax.", ["effusion present left", "pneumothorax present"]),
+        ("Pneumothorax or left effusion.", ["effusion present left", "pneumothorax present"]),
+        ("Film of both sides: effusion on the right.", ["effusion present right"]),
+        ("Left effusion, not on the right.", ["effusion absent right", "effusion present left"]),
+        ("Left effusion, large.", ["effusion present left severe"]),
+        ("Effusion (small) and mass.", ["effusion present mild", "mass present"]),
+        ("Mass (severe): effusion.", ["effusion present", "mass present"]),
+        ("Large mass or effusion.", ["effusion present", "mass present"]),
+        ("No large effusion.", ["effusion absent"]),
+    ],
+)
+def test_sides_and_severities(text, statements):
+    assert _read(text) == statements
+
+
+def test_what_was_once_is_not_stated():
+    assert _read("History of pneumonia. 既往肺结核。") == []
