@@ -149,7 +149,7 @@ def _reaches_back(cue: Mark, mark: Mark, i: int, sentence: Sentence) -> bool:
     reached = phrases[-1:]
     for other in reversed(phrases[:-1]):
         joint = joint_of_a_list(sentence.text, other, reached[0], marks)
-        # A comma alone joins nothing: "left effusion, mass not seen". Before "and" it does: "effusion, mass and nodule".
+        # A comma alone joins nothing: "left effusion, mass not seen"; before "and" it does: "effusion, mass and scar".
         if joint is None or (joint == "," and len(reached) == 1):
             break
         reached.insert(0, other)
