@@ -14,6 +14,7 @@ from medfinetune.evaluation.lexicon import Cue, Lexicon
 _SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(,:.;?!])(?:\?+|\s+\?+(?!\w))|\.(?!\d)")
 # Where a phrase can begin: at a Latin word or at any other sign.
 _START = re.compile(r"(?<![a-z0-9])[a-z]|[^a-z\s]")
+_ARTICLES = re.compile(r"\b(?:the|a|an|any)\b")
 _LIST = re.compile(r"[\s,]*(?:(?<![a-z])(?:and|or|nor)(?![a-z])|以及|[&、或及和与,/])[\s,]*")
 
 
@@ -75,10 +76,11 @@ def read_sentences(text: str, lexicon: Lexicon) -> Iterator[Sentence]:
             yield Sentence(words, _clauses(words, marks), end is not None and end.group()[-1] == "?")
 
 
-def joined_by_a_list(sentence: str, first: Mark, second: Mark, marks: list[Mark]) -> bool:
-    """Whether nothing but a joint ("or", "、") stands between two marks, sides and severities not counted."""
+def joint_of_a_list(sentence: str, first: Mark, second: Mark, marks: list[Mark]) -> str | None:
+    """The joint ("or", "、", ",") that stands between two marks; None where there is more than sides and severities."""
     between = without(sentence, first.end, second.start, [m for m in marks if m.cue.kind in ("side", "severity")])
-    return bool(_LIST.fullmatch(between))
+    joint = _LIST.fullmatch(_ARTICLES.sub(" ", between))
+    return (joint.group().replace(",", " ").strip() or ",") if joint else None
 
 
 def list_joints(sentence: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from medfinetune.evaluation.clauses import Clause, Mark, Sentence, joined_by_a_list, list_joints, without
+from medfinetune.evaluation.clauses import Clause, Mark, Sentence, joint_of_a_list, list_joints, without
 from medfinetune.evaluation.lexicon import Finding, Lexicon
 
+_ARTICLES = re.compile(r"\b(?:the|a|an|any)\b")
 _BEHIND = re.compile(r"\b(?:on|in|of|at|to|within)\s+(?:the\s+|both\s+|either\s+)?$")
 
 _NEGATIONS = ("negation_before", "negation_next", "negation_after")
@@ -51,8 +52,8 @@ def told_in(finding: Finding, sentence: Sentence, lexicon: Lexicon) -> Iterator[
     for i, mark in stating:
         if _is_past(mark, clauses[i]):
             continue
-        denied = _is_denied(finding, mark, clauses[i], sentence.text)
-        uncertain = _is_uncertain(mark, clauses[i], sentence.text)
+        denied = _is_denied(finding, mark, i, sentence)
+        uncertain = _is_uncertain(mark, i, sentence)
         for part in _parts(finding, mark, i, sentence, lexicon):
             yield _told(finding, mark.cue.value, denied != part.denied, uncertain, part)
 
@@ -68,7 +69,8 @@ def _is_past(mark: Mark, clause: Clause) -> bool:
     return any(cue.end <= mark.start for cue in clause.of("historical"))
 
 
-def _is_denied(finding: Finding, mark: Mark, clause: Clause, sentence: str) -> bool:
+def _is_denied(finding: Finding, mark: Mark, i: int, sentence: Sentence) -> bool:
+    clause = sentence.clauses[i]
     # "No effusion, heart normal": a list of what is denied holds nothing that says by itself that all is well.
     is_absence = bool(finding.opposites) and mark.cue.value != finding.present
     if "negation_before" in clause.carried and not is_absence:
@@ -78,11 +80,7 @@ def _is_denied(finding: Finding, mark: Mark, clause: Clause, sentence: str) -> b
             return True
     if any(cue.end <= mark.start and not _phrases_between(cue, mark, clause) for cue in clause.of("negation_next")):
         return True
-    return any(
-        _reaches_back(cue, mark, clause, sentence)
-        for cue in clause.of("negation_after")
-        if not any(other.start >= cue.end for other in clause.of("finding"))
-    )
+    return any(_reaches_back(cue, mark, i, sentence) for cue in _cues_behind("negation_after", i, sentence.clauses))
 
 
 def _denies(cue: Mark, mark: Mark, clause: Clause) -> bool:
@@ -98,20 +96,17 @@ def _phrases_between(first: Mark, second: Mark, clause: Clause) -> list[Mark]:
     return [other for other in clause.of("finding") if first.end <= other.start and other.end <= second.start]
 
 
-def _is_uncertain(mark: Mark, clause: Clause, sentence: str) -> bool:
-    if any(_reaches_back(cue, mark, clause, sentence) for cue in clause.of("uncertain_after")):
+def _is_uncertain(mark: Mark, i: int, sentence: Sentence) -> bool:
+    clause = sentence.clauses[i]
+    cues = _cues_behind("uncertain_after", i, sentence.clauses) + _cues_behind("uncertain", i, sentence.clauses)
+    if "uncertain" in clause.carried or any(_reaches_back(cue, mark, i, sentence) for cue in cues):
         return True
-    if "uncertain" in clause.carried:
-        return True
-    phrases, negations = clause.of("finding"), clause.of("negation_before")
+    negations = clause.of("negation_before")
     for cue in clause.of("uncertain"):
         if any(negation.end <= cue.start for negation in negations):
             # "No suspicion of fracture" denies it.
             continue
-        if not any(other.start >= cue.end for other in phrases):
-            if _reaches_back(cue, mark, clause, sentence):
-                return True
-        elif cue.end <= mark.start and not any(
+        if cue.end <= mark.start and not any(
             # "Probable atelectasis without effusion" is sure of the second.
             cue.end <= negation.start and negation.end <= mark.start and _phrases_between(cue, negation, clause)
             for negation in negations
@@ -120,13 +115,44 @@ def _is_uncertain(mark: Mark, clause: Clause, sentence: str) -> bool:
     return False
 
 
-def _reaches_back(cue: Mark, mark: Mark, clause: Clause, sentence: str) -> bool:
+def _cues_behind(kind: str, i: int, clauses: list[Clause]) -> list[Mark]:
+    """Cues that may reach back to a phrase: those of its clause, and of the next where a bare list goes on into it."""
+    cues: list[Mark] = []
+    if not any(clause.of(kind) for clause in clauses[i:]):
+        return cues
+    for clause in clauses[i:]:
+        phrases = clause.of("finding")
+        cues += [
+            cue
+            for cue in clause.of(kind)
+            if kind == "uncertain_after" or not any(other.start >= cue.end for other in phrases)
+            if kind != "uncertain" or not any(negation.end <= cue.start for negation in clause.of("negation_before"))
+        ]
+        if not _is_bare(clause):
+            break
+    return cues
+
+
+def _is_bare(clause: Clause) -> bool:
+    """Whether a clause is a member of a list and no more: "the effusion" in "the effusion and the mass are gone"."""
+    if not clause.of("finding"):
+        return not clause.text.strip()
+    marks = [mark for kind in ("finding", "side", "severity") for mark in clause.of(kind)]
+    rest = without(" " * clause.start + clause.text, clause.start, clause.start + len(clause.text), marks)
+    return not _ARTICLES.sub("", rest).strip()
+
+
+def _reaches_back(cue: Mark, mark: Mark, i: int, sentence: Sentence) -> bool:
     """Whether a cue behind phrases is of this one: of the nearest, and of those that a list joins to that one."""
-    phrases = [other for other in clause.of("finding") if other.end <= cue.start]
+    marks = [other for clause in sentence.clauses[i:] for other in clause.marks if other.end <= cue.start]
+    phrases = [other for other in marks if other.cue.kind == "finding"]
     reached = phrases[-1:]
     for other in reversed(phrases[:-1]):
-        if joined_by_a_list(sentence, other, reached[0], clause.marks):
-            reached.insert(0, other)
+        joint = joint_of_a_list(sentence.text, other, reached[0], marks)
+        # A comma alone joins nothing: "left effusion, mass not seen"; before "and" it does: "effusion, mass and scar".
+        if joint is None or (joint == "," and len(reached) == 1):
+            break
+        reached.insert(0, other)
     return mark in reached
 
 
@@ -151,7 +177,7 @@ def _side(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> Mark |
     phrases = [m for m in clause.of("finding") if lexicon.findings[m.cue.finding].sided]
     if len(sides) == len(phrases):
         return sides[phrases.index(mark)]
-    fitting = [side for side in sides if _fits(side, mark, phrases, sentence)]
+    fitting = [side for side in sides if _fits(side, mark, phrases, clause, sentence)]
 
     def distance(side: Mark) -> tuple[bool, int, int]:
         # "X-ray of both knees: narrowing on the right": what stands before a colon comes last.
@@ -161,7 +187,11 @@ def _side(mark: Mark, clause: Clause, sentence: str, lexicon: Lexicon) -> Mark |
     return min(fitting, key=distance, default=None)
 
 
-def _fits(side: Mark, mark: Mark, phrases: list[Mark], sentence: str) -> bool:
+def _fits(side: Mark, mark: Mark, phrases: list[Mark], clause: Clause, sentence: str) -> bool:
+    for negation in clause.of("negation_before"):
+        # "Right effusion without mass" tells no side of the mass.
+        if side.end <= negation.start < mark.start and any(phrase.end <= negation.start for phrase in phrases):
+            return False
     behind = [phrase for phrase in phrases if phrase.end <= side.start]
     ahead = [phrase for phrase in phrases if phrase.start >= side.end]
     if not behind or not ahead:
@@ -202,7 +232,7 @@ def _coordinated(side: Mark, mark: Mark, sentence: Sentence, severity: str | Non
     sides = [m for m in marks if m.cue.kind == "side" and m.end <= mark.start]
     chain = [side]
     for other in reversed([m for m in sides if m.end <= side.start]):
-        if not joined_by_a_list(sentence.text, other, chain[0], marks):
+        if joint_of_a_list(sentence.text, other, chain[0], marks) is None:
             break
         chain.insert(0, other)
     if len(chain) == 1 or side not in sides:
@@ -220,10 +250,10 @@ def _lent_sides(clauses: list[Clause], i: int, lexicon: Lexicon) -> list[_Part]:
     """Sides told in clauses of their own: "a fracture, not on the left but on the right", "on the left, a fracture"."""
     parts = []
     for clause in clauses[i + 1 :]:
-        if not _tells_only(("side", "severity"), clause, lexicon) or len(clause.of("side")) != 1:
+        if len(clause.of("side")) != 1 or not _tells_only(("side", "severity"), clause, lexicon):
             break
         parts.append(_part(clause))
-    if not parts and i > 0 and _tells_only(("side",), clauses[i - 1], lexicon) and len(clauses[i - 1].of("side")) == 1:
+    if not parts and i > 0 and len(clauses[i - 1].of("side")) == 1 and _tells_only(("side",), clauses[i - 1], lexicon):
         parts.append(_part(clauses[i - 1]))
     return parts
 

@@ -199,8 +199,8 @@ def print_slake(figures: dict[str, dict[str, Any]]) -> None:
         wrong = figures[language]["closed"]["wrong_behind_question"]
         print(f"{language}, closed, wrong behind the question: {wrong or 'none'}")
         most = list(figures[language]["open"]["unread"].items())
-        print(f"{language}, open, unread, the most frequent:")
-        print("".join(f"  {count:4} {answer}\n" for answer, count in most[:25]))
+        print(f"{language}, open, unread:")
+        print("".join(f"  {count:4} {answer}\n" for answer, count in most))
 
 
 def print_pairs(figures: dict[str, dict[str, dict[str, float]]]) -> None:

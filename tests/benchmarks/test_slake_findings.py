@@ -7,8 +7,17 @@ import yaml
 
 from medfinetune.evaluation.findings import read_statements
 from medfinetune.evaluation.lexicon import load_lexicon
-from tests.benchmarks.slake_findings import PAIRS, TRUTH, closed_figures, read_pairs, score_pair, slake_figures
-from tests.real_data import REAL_DATA
+from tests.benchmarks.slake_findings import (
+    PAIRS,
+    TRUTH,
+    closed_figures,
+    pair_figures,
+    print_pairs,
+    read_pairs,
+    score_pair,
+    slake_figures,
+)
+from tests.real_data import REAL_DATA, REPO
 
 
 def test_pairs_differ_by_one_change():
@@ -30,6 +39,13 @@ def test_finding_f1_drops_in_every_pair(language):
             assert score_pair(pair | {"prediction": pair["reference"]})["finding F1"] == 1.0
             statements = read_statements(pair["reference"], load_lexicon(pair["lexicon"]))
             assert len(statements) >= 4, statements
+
+
+def test_the_docs_show_the_scores_of_the_pairs(capsys):
+    print_pairs(pair_figures())
+    table = capsys.readouterr().out.strip()
+    assert len(table.splitlines()) == 2 + 6
+    assert table in (REPO / "docs" / "findings.md").read_text(encoding="utf-8")
 
 
 def test_a_wrong_reading_counts_as_wrong():

@@ -56,3 +56,10 @@ def test_every_statement_names_what_its_lexicon_knows():
             assert finding in lexicon.findings, statement
             if value:
                 assert any(f"{value} {rest}".startswith(known) for known in lexicon.findings[finding].values), statement
+
+
+def test_the_docs_tell_how_many_held_out_sentences_are_read_rightly():
+    rows = list(_sentences(FOLDER / "held_out.yaml"))
+    assert not {row["text"] for row in rows} & {row["text"] for row in SENTENCES}
+    told = f"{len(rows) - len(_wrong(rows))} of {len(rows)} held-out sentences"
+    assert told in (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8")
