@@ -3,8 +3,8 @@
 For each seed an encoder on all training pairs of the demo, an index, and two decoders on the reports of a tenth of the
 images: one that is told nothing, and one that is told what the encoder found. Both begin with the same lesson in
 reading, on texts alone: a decoder of random weights cannot read its prompt, which a Llama can. Then the test split is
-asked in every way: each kind of evidence, candidates ranked, and all controls. Tiny models of random weights on generated
-images: the figures show what the method does there, and nothing about medicine.
+asked in every way: each kind of evidence, candidates ranked, and all controls. Tiny models of random weights on
+generated images: the figures show what the method does there, and nothing about medicine.
 
 What was written is kept in the output folder, and a run that was cut off goes on with the next seed. `--only_seed N`
 does one seed, so that several can be done side by side; without it, those that are there are taken as they are.
@@ -84,17 +84,20 @@ def main() -> None:
 def write_texts(arguments: argparse.Namespace, seed: int) -> None:
     """Trains all of one seed, and writes what each way of asking gave to `<split>.json`."""
     folder, inputs = _folder(arguments, seed), arguments.output_dir / "inputs"
-    encoder = _train_encoder(arguments, seed)
+    training = _start_training_encoder(arguments, seed)
+    make_tiny_mllama(folder / "tiny", seed)
+    write_reading_chats(folder / "reading_data", 8_000, seed)
+    lessons = load_chats(folder / "reading_data", "train")
+    reading = _train_decoder(arguments, folder / "tiny", folder / "reading", lessons, arguments.reading_steps, seed)
+    if training is not None and training.wait():
+        sys.exit(f"the encoder of seed {seed} was not trained; its message stands above")
+    encoder = folder / "encoder"
     index = build_index(
         IndexConfig(
             str(encoder), str(inputs / "data"), str(folder / "index"), zero_shot_file=str(inputs / "raw/zero_shot.yaml")
         )
     )
     chats, evidence = _tenth(inputs / "data", arguments.share, seed), read_evidence(index)
-    make_tiny_mllama(folder / "tiny", seed)
-    write_reading_chats(folder / "reading_data", 8_000, seed)
-    lessons = load_chats(folder / "reading_data", "train")
-    reading = _train_decoder(arguments, folder / "tiny", folder / "reading", lessons, arguments.reading_steps, seed)
     steps = arguments.decoder_steps
     alone = _train_decoder(arguments, reading, folder / "alone", chats, steps, seed)
     told = _train_decoder(arguments, reading, folder / "told", chats, steps, seed, evidence)
@@ -157,22 +160,19 @@ def _folder(arguments: argparse.Namespace, seed: int) -> Path:
     return arguments.output_dir / f"seed_{seed}"
 
 
-def _train_encoder(arguments: argparse.Namespace, seed: int) -> Path:
+def _start_training_encoder(arguments: argparse.Namespace, seed: int) -> subprocess.Popen | None:
+    """Beside the lesson in reading, which does not need it; None where it is trained already."""
     folder, inputs = _folder(arguments, seed) / "encoder", arguments.output_dir / "inputs"
     if (folder / "model.safetensors").is_file():
-        return folder
+        return None
     given = {"model_name_or_path": inputs / "tiny" / "siglip", "data_dir": inputs / "data", "output_dir": folder}
     given |= {"seed": seed, "max_steps": arguments.encoder_steps, "eval_strategy": "no", "save_strategy": "no"}
     given |= {"use_cpu": str(not torch.cuda.is_available()).lower(), "disable_tqdm": "true"}
-    command = [
-        sys.executable,
-        str(REPO / "recipes" / "encoder.py"),
-        "--config",
-        str(REPO / "recipes/encoder/demo.yaml"),
-    ]
+    recipes = REPO / "recipes"
+    command = [sys.executable, str(recipes / "encoder.py"), "--config", str(recipes / "encoder" / "demo.yaml")]
     command += [str(word) for key, value in given.items() for word in (f"--{key}", value)]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(REPO)}, stdout=subprocess.DEVNULL)
-    return folder
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
 
 
 def _tenth(data_dir: Path, share: float, seed: int) -> datasets.Dataset:
