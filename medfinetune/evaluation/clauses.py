@@ -98,15 +98,12 @@ def without(sentence: str, start: int, end: int, marks: list[Mark]) -> str:
 
 
 def _marks(sentence: str, lexicon: Lexicon) -> list[Mark]:
-    found, free_from, starts = [], dict[int, int](), lexicon.starts
+    found, starts = [], lexicon.starts
     for place in [match.start() for match in _START.finditer(sentence)]:
         for number in starts.get(sentence[place : place + 2]) or starts.get(sentence[place], ()):
-            if place < free_from.get(number, 0):
-                continue
             match = lexicon.cues[number].pattern.match(sentence, place)
             if match:
                 found.append(Mark(lexicon.cues[number], place, match.end()))
-                free_from[number] = match.end()
     # "not only" is no "not", and "不规则" no "规则": the longer of two nested phrases is meant.
     return [mark for mark in found if not any(_inside(mark, other) for other in found)]
 

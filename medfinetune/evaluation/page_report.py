@@ -160,8 +160,9 @@ def _groups(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, Any]]:
 def _shown_groups(reports: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for way in _WAYS:
         groups = reports.get(f"by_{way}") or {}
+        largest = sorted(groups, key=lambda group: -groups[group]["num_cases"])[:_NUM_LABELS]
         if groups:
-            yield way, dict(list(groups.items())[:_NUM_LABELS])
+            yield way, {group: figures for group, figures in groups.items() if group in largest}
 
 
 def _dot(label: str, figures: Mapping[str, Any], name: str, note: str = "", is_main: bool = False) -> Dot:

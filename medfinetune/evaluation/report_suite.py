@@ -88,19 +88,9 @@ def score_reports(
     """
     others = dict(compared_with or {})
     _check(cases, texts, others, similarities or {}, likelihoods or {}, evidence)
-    truths, everyone = [case.reference for case in cases], dict(texts) | others
     if count_findings is None and lexicon is not None:
         count_findings = _counter(lexicon)
-    counts: dict[str, list[Any]] = {}
-    if count_findings is not None:
-        seen: dict[tuple[str, str], Any] = {}
-        counts = {name: count_all(count_findings, written, truths, seen) for name, written in everyone.items()}
-    systems = {
-        name: report_statistics(
-            cases, written, counts.get(name), *((given or {}).get(name) for given in (similarities, likelihoods))
-        )
-        for name, written in everyone.items()
-    }
+    counts, systems = _statistics(cases, dict(texts) | others, count_findings, similarities or {}, likelihoods or {})
     bootstrap = Bootstrap([case.cluster for case in cases], num_resamples, seed)
     describe = partial(_figures, bootstrap)
     differ = partial(paired_differences, bootstrap, systems[OWN])
@@ -141,6 +131,25 @@ def _counter(lexicon: Lexicon) -> CountFindings:
     # Every condition is held against the same references, and most of them write many texts alike.
     read = cache(lambda text: read_statements(text, lexicon))
     return lambda prediction, reference: counts_of(read(prediction), read(reference))
+
+
+def _statistics(
+    cases: Sequence[ReportCase],
+    texts: Mapping[str, Sequence[str]],
+    count_findings: CountFindings | None,
+    similarities: Mapping[str, Sequence[float]],
+    likelihoods: Mapping[str, Likelihoods],
+) -> tuple[dict[str, list[Any]], dict[str, dict[str, CaseStatistics]]]:
+    """Of each system its findings, case by case, and what each case adds to its figures."""
+    truths = [case.reference for case in cases]
+    counts: dict[str, list[Any]] = {}
+    if count_findings is not None:
+        seen: dict[tuple[str, str], Any] = {}
+        counts = {name: count_all(count_findings, written, truths, seen) for name, written in texts.items()}
+    return counts, {
+        name: report_statistics(cases, written, counts.get(name), similarities.get(name), likelihoods.get(name))
+        for name, written in texts.items()
+    }
 
 
 def _about(

@@ -127,6 +127,7 @@ def test_a_statement_has_presence_side_and_severity():
     [
         ("Left effusion. Right effusion.", ["effusion present both"]),
         ("Left effusion. The effusion is small.", ["effusion present left mild"]),
+        ("Small left effusion. Left effusion.", ["effusion present left mild"]),
         ("Possible effusion. Effusion.", ["effusion present"]),
         ("No definite effusion. A small effusion cannot be excluded.", ["effusion uncertain mild"]),
         ("Small effusion. Impression: moderate effusion.", ["effusion present moderate"]),

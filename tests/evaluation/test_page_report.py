@@ -120,6 +120,14 @@ def test_a_page_of_little_is_whole(tmp_path):
     assert "None" not in page.text
 
 
+def test_the_largest_groups_are_shown():
+    cases = [ReportCase(str(i), "en", "x y", source=f"source-{min(i, 13):02}") for i in range(20)]
+    result, rows = score_reports(cases, {"own": ["x"] * 20}, num_resamples=10)
+    (part,) = [part for part in report_parts(result, rows, None, 5)["groups"] if part["way"] == "source"]
+    assert [row["name"] for row in part["rows"]] == [*(f"source-{i:02}" for i in range(11)), "source-13"]
+    assert part["num_left_out"] == 2
+
+
 def test_conditions_are_explained():
     assert about_condition("blank_image").endswith("empty image")
     assert about_condition("evidence_both") == "evidence both: another way to give evidence"

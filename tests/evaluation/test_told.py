@@ -21,6 +21,10 @@ def _read(text):
         ("未见肿块、心影正常。", ["cardiomegaly absent", "mass absent"]),
         ("肿块、结节未见。", ["mass absent", "nodule absent"]),
         ("密度不均匀肿块。", ["mass present"]),
+        ("Effusion and a mass are absent.", ["effusion absent", "mass absent"]),
+        ("Effusion, mass and nodule are not seen.", ["effusion absent", "mass absent", "nodule absent"]),
+        ("Left effusion, mass not seen.", ["effusion present left", "mass absent"]),
+        ("The heart is enlarged and effusion is absent.", ["cardiomegaly present", "effusion absent"]),
         ("Not without effusion.", ["effusion present"]),
         ("Non-displaced fracture.", ["fracture present"]),
     ],
@@ -32,6 +36,7 @@ def test_what_a_negation_reaches(text, statements):
 @pytest.mark.parametrize(
     ("text", "statements"),
     [
+        ("Mass and nodule cannot be excluded.", ["mass uncertain", "nodule uncertain"]),
         ("Mass or nodule is suspected.", ["mass uncertain", "nodule uncertain"]),
         ("Probable mass without effusion.", ["effusion absent", "mass uncertain"]),
         ("Possibly no effusion.", ["effusion uncertain"]),
@@ -55,6 +60,7 @@ def test_what_doubt_reaches(text, statements):
         ("左侧、右侧少量积液。", ["effusion present both mild"]),
         ("Effusion on the left or pneumothorax.", ["effusion present left", "pneumothorax present"]),
         ("Pneumothorax or left effusion.", ["effusion present left", "pneumothorax present"]),
+        ("Right effusion without pneumothorax.", ["effusion present right", "pneumothorax absent"]),
         ("Film of both sides: effusion on the right.", ["effusion present right"]),
         ("Left effusion, not on the right.", ["effusion absent right", "effusion present left"]),
         ("Left effusion, large.", ["effusion present left severe"]),
@@ -70,3 +76,8 @@ def test_sides_and_severities(text, statements):
 
 def test_what_was_once_is_not_stated():
     assert _read("History of pneumonia. 既往肺结核。") == []
+
+
+def test_a_short_phrase_is_found_where_a_longer_one_only_begins():
+    # The lexicon of skin knows 无痛性 as well as 无.
+    assert list(map(str, read_statements("皮损无痛。", load_lexicon("skin")))) == ["pain absent"]
