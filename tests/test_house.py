@@ -15,11 +15,13 @@ from medfinetune.data.prepare import PrepareConfig
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.evaluation.config import EvaluateConfig
+from medfinetune.inference.config import IndexConfig, ReportConfig
 from medfinetune.parser import parse
 from medfinetune.preflight.config import read_arguments
 
 REPO = Path(__file__).parents[1]
 CONFIGS = {"prepare": PrepareConfig, "encoder": SigLIPConfig, "decoder": MllamaSFTConfig, "evaluate": EvaluateConfig}
+CONFIGS |= {"index": IndexConfig, "report": ReportConfig}
 YAMLS = sorted((REPO / "recipes").glob("*/*.yaml"))
 # A module may import from its own tier and from those to the left.
 TIERS = [

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from medfinetune.data.chat import PAIRS_FILE
-from medfinetune.errors import InputError
+from medfinetune.errors import InputError, why_not_loaded
 
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _SHARDS = "model.safetensors.index.json"
@@ -43,8 +43,17 @@ def encoder_hash(model_name_or_path: str, revision: str | None = None) -> str:
             or a name on the Hub, whose files are those that loading fetched.
 
     Raises:
-        InputError: It has no weights in safetensors.
+        InputError: It cannot be read, or has no weights in safetensors.
     """
+    try:
+        return _encoder_hash(model_name_or_path, revision)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(why_not_loaded(model_name_or_path, error)) from error
+
+
+def _encoder_hash(model_name_or_path: str, revision: str | None) -> str:
     digest = hashlib.sha256()
     names = [*_WEIGHTS]
     shards = _file(model_name_or_path, _SHARDS, revision)
@@ -65,7 +74,7 @@ def encoder_hash(model_name_or_path: str, revision: str | None = None) -> str:
             digest.update(file_hash(path).encode())
     if files["adapter_config.json"] is not None:
         adapter = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
-        digest.update(encoder_hash(adapter["base_model_name_or_path"], adapter.get("revision")).encode())
+        digest.update(_encoder_hash(adapter["base_model_name_or_path"], adapter.get("revision")).encode())
     return digest.hexdigest()
 
 

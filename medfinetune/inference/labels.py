@@ -53,12 +53,15 @@ class LabelTask:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the embeddings, as JSON can hold it."""
-        return {"scale": self.scale, "bias": self.bias, "num_truths": self.num_truths, **asdict(self.task)}
+        """All but the embeddings, as JSON can hold it; of a class's prompts the first, which may state it."""
+        told = asdict(self.task)
+        for value, prompts in self.task.classes.items():
+            told["classes"][value] = {language: texts[:1] for language, texts in prompts.items()}
+        return {"scale": self.scale, "bias": self.bias, "num_truths": self.num_truths, **told}
 
     @classmethod
     def from_dict(cls, given: dict[str, Any], class_embeds: Sequence[Tensor]) -> "LabelTask":
-        """The inverse of `to_dict`."""
+        """What `to_dict` wrote; it tells the same evidence."""
         task = {name: given[name] for name in Task.__dataclass_fields__}
         task["sources"] = tuple(task["sources"])
         return cls(Task(**task), class_embeds, given["scale"], given["bias"], given["num_truths"])

@@ -1,0 +1,190 @@
+"""Reports of many images: each once, whatever happens on the way."""
+
+import json
+import random
+from contextlib import suppress
+
+import pytest
+
+from medfinetune.data.evidence import Evidence
+from medfinetune.errors import InputError
+from medfinetune.evaluation.latency import StageClock
+from medfinetune.inference import batches as module
+from medfinetune.inference.batches import write_reports
+from medfinetune.inference.config import ReportConfig
+from medfinetune.inference.listing import count_requests
+from medfinetune.inference.report import Report, Unwritten
+from medfinetune.inference.rerank import Candidate
+from tests.benchmarks.alone import measure
+
+
+class Writer:
+    """Stands in for the pipeline: writes at once, in another order, and may be ended in the middle."""
+
+    def __init__(self, ends_after=None, unreadable=()):
+        self.clock, self.written, self._left, self._unreadable = StageClock(), [], ends_after, set(unreadable)
+
+    def stream(self, requests, options):
+        for place in reversed(range(len(requests))):
+            request = requests[place]
+            if self._left is not None:
+                if self._left == 0:
+                    raise KeyboardInterrupt
+                self._left -= 1
+            if request.id in self._unreadable:
+                yield place, Unwritten(request.id, request.paths, "does not open")
+                continue
+            self.written.append(request.id)
+            only = Candidate(f"Text of {request.id}.", 1, 0.1, int(request.id[3:-4]) / 1e6, 1.0, 1.0)
+            yield place, Report(request.id, only.text, request.language, request.paths, Evidence(), "none", [only])
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "images.txt").write_text("".join(f"im-{i}.png\n" for i in range(20)))
+    return make_config(tmp_path)
+
+
+def make_config(folder, **changed):
+    given = {"input": str(folder / "images.txt"), "output_dir": str(folder / "out"), "shard_size": 6, "num_on_page": 0}
+    return ReportConfig(**({"encoder_dir": "encoder", "decoder_dir": "decoder"} | given | changed))
+
+
+def write(config, writer):
+    return write_reports(config, count_requests(config), lambda: writer)
+
+
+def lines(config, name="reports.jsonl"):
+    with open(f"{config.output_dir}/{name}", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_reports_stand_in_the_order_of_the_input(config):
+    summary = write(config, Writer())
+    assert (summary.num_written, summary.num_failed, summary.num_new) == (20, 0, 20)
+    assert [row["id"] for row in lines(config)] == [f"im-{i}.png" for i in range(20)]
+    assert [row["number"] for row in lines(config)] == list(range(20))
+    assert lines(config)[7]["text"] == "Text of im-7.png."
+    assert write(config, Writer()).num_new == 0
+
+
+@pytest.mark.parametrize("ends_after", [0, 1, 6, 13])
+def test_a_run_that_was_ended_goes_on(config, ends_after):
+    first, second = Writer(ends_after), Writer()
+    with pytest.raises(KeyboardInterrupt):
+        write(config, first)
+    shards = sorted((module.Path(config.output_dir) / "shards").iterdir())
+    torn = [path for path in shards if path.stat().st_size]
+    if torn:  # the last line was written in part
+        torn[-1].write_bytes(torn[-1].read_bytes()[:-9])
+    write(config, second)
+    lost = first.written[-1:] if torn else []
+    assert sorted(first.written + second.written) == sorted([f"im-{i}.png" for i in range(20)] + lost)
+    assert [row["id"] for row in lines(config)] == [f"im-{i}.png" for i in range(20)]
+
+
+def test_processes_share_the_shards(config, monkeypatch):
+    """Two by turns, of which one is ended; then three; then one: each image once."""
+    written = []
+
+    def run_one(num, number, writer):
+        monkeypatch.setattr(module, "world_size", lambda: num)
+        monkeypatch.setattr(module, "rank", lambda: number)
+        with suppress(KeyboardInterrupt):
+            module._write_own_shards(config, 20, lambda: writer)
+        written.extend(writer.written)
+
+    def run(num, ends_after=None):
+        for number in range(num):
+            run_one(num, number, Writer(ends_after if number else None))
+
+    run(2, ends_after=2)
+    assert len(written) == 14  # shards of 6 + 6, and 2 of the other process's
+    run(3)
+    assert sorted(written) == sorted(f"im-{i}.png" for i in range(20))
+    monkeypatch.undo()
+    assert write(config, Writer()).num_new == 0
+    assert [row["number"] for row in lines(config)] == list(range(20))
+
+
+def test_what_failed_is_told_and_tried_again(config):
+    summary = write(config, Writer(unreadable=["im-3.png", "im-15.png"]))
+    assert (summary.num_written, summary.num_failed) == (18, 2)
+    assert "2 failed, see failed.jsonl" in summary.describe("out")
+    assert [(row["number"], row["id"], row["reason"]) for row in lines(config, "failed.jsonl")] == [
+        (3, "im-3.png", "does not open"),
+        (15, "im-15.png", "does not open"),
+    ]
+    mended = Writer(unreadable=["im-15.png"])
+    assert write(config, mended).num_new == 1
+    assert mended.written == ["im-3.png"]
+    assert [row["number"] for row in lines(config)] == [i for i in range(20) if i != 15]
+    assert len(lines(config, "failed.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("language", "zh"), ("seed", 1), ("shard_size", 5), ("decoder_dir", "other")]
+)
+def test_changed_settings_need_another_folder(config, tmp_path, name, value):
+    write(config, Writer())
+    with pytest.raises(InputError, match=f"was begun with {name} .*; go on with the same, or take a new output_dir"):
+        write(make_config(tmp_path, **{name: value}), Writer())
+    # These decide no text.
+    assert write(make_config(tmp_path, batch_size=3, num_processes=2), Writer()).num_new == 0
+
+
+def test_another_list_needs_another_folder_but_may_grow(config, tmp_path):
+    write(config, Writer())
+    listed = tmp_path / "images.txt"
+    listed.write_text(listed.read_text() + "im-20.png\nim-21.png\n")
+    assert write(config, Writer()).num_new == 2
+    assert len(lines(config)) == 22
+    listed.write_text("im-99.png\n" + listed.read_text())
+    with pytest.raises(InputError, match=r"image 1 of the input was im-0.png in en, and is im-99.png in en now"):
+        write(config, Writer())
+
+
+def test_one_run_at_a_time(config, tmp_path):
+    class Second(Writer):
+        def stream(self, requests, options):
+            write(make_config(tmp_path), Writer())
+            yield from ()
+
+    with pytest.raises(InputError, match="another run is writing here"):
+        write(config, Second())
+
+
+def test_a_folder_of_something_else_is_left(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reports.jsonl").write_text("mine\n")
+    with pytest.raises(InputError, match=r"holds a reports.jsonl of something else"):
+        write(config, Writer())
+    assert (tmp_path / "out" / "reports.jsonl").read_text() == "mine\n"
+
+
+def test_the_page_shows_the_most_doubtful(config, tmp_path):
+    write(make_config(tmp_path, num_on_page=4), Writer())
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert [i for i in range(20) if f"Text of im-{i}.png." in page] == [0, 1, 2, 3]
+    assert "20 written, of which the 4 most doubtful are shown" in page
+
+
+@pytest.mark.slow
+def test_many_images_take_no_more_memory_than_few(tmp_path):
+    def mib(name, num):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "images.txt").write_text("".join(f"im-{random.randrange(9)}.png\n" for _ in range(num)))
+        config, writer = make_config(folder, shard_size=256, num_on_page=20), Writer()
+        writer.written = Forgetful()
+        return measure(lambda: write(config, writer))["mib"]
+
+    mib("first", 1000)  # whatever is imported and cached
+    few, many = mib("few", 1000), mib("many", 100_000)
+    # A hundred times as many: their requests alone would take more than this.
+    assert many < few + 12
+
+
+class Forgetful(list):
+    def append(self, item):
+        pass
