@@ -27,8 +27,9 @@ from medfinetune.evaluation.tasks import Task, known_truths, read_tasks
 from medfinetune.inference.config import IndexConfig
 from medfinetune.inference.evidence import EvidenceFinder
 from medfinetune.inference.fingerprint import data_hash, encoder_hash
-from medfinetune.inference.index import EVIDENCE_FILE, FEATURES, INDEX_FILE, ImageIndex, read_info
+from medfinetune.inference.index import EVIDENCE_FILE, INDEX_FILE, ImageIndex, read_info
 from medfinetune.inference.labels import LabelTask, calibrated_task
+from medfinetune.inference.rows import FEATURES
 
 _LOCK_FILE = ".index.lock"
 _QUERIES_AT_ONCE, _ROWS_AT_ONCE, _MAX_MEASURED = 256, 10_000, 2_000

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from medfinetune.data.evidence import Evidence, EvidenceKind
+from medfinetune.data.evidence import Evidence, EvidenceKind, evidence_words, with_evidence
 from medfinetune.data.unreadable import UnreadableImage
 from medfinetune.inference.report import Report, ReportRequest, Unwritten
 from medfinetune.inference.rerank import Candidate
@@ -42,6 +42,13 @@ class Draft:
     num_tokens: int = 0
     num_cut: int = 0
 
+    def ask(self, request: ReportRequest, kind: EvidenceKind, task: str, collator: Any) -> None:
+        """Makes the prompt, and measures it by the collator that it will go through."""
+        words = evidence_words(self.evidence, kind, request.language)
+        self.messages = with_evidence(request.messages(task), words)
+        encoded = collator.encode({"id": request.id, "messages": self.messages})
+        self.num_tokens, self.num_cut = len(encoded.input_ids), encoded.num_cut
+
     def report(
         self, request: ReportRequest, candidates: Sequence[Candidate], kind: EvidenceKind, seconds: float
     ) -> Report:
@@ -74,3 +81,9 @@ def unwritten(request: ReportRequest, error: UnreadableImage) -> Unwritten:
     """Why there is no report."""
     detail = f" ({error.detail})" if error.detail else ""
     return Unwritten(request.id, request.paths, f"does not open as an image: {error.reason}{detail}")
+
+
+def language_of(chat: dict[str, Any]) -> str:
+    """Of a chat: as its column says, else Chinese where it asks in Chinese."""
+    asked = str([turn["content"] for turn in chat["messages"] if turn["role"] == "user"])
+    return chat.get("language") or ("zh" if any("一" <= sign <= "鿿" for sign in asked) else "en")

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from medfinetune.errors import InputError
 from medfinetune.inference.cells import cells_of
-from medfinetune.inference.known_pixels import KnownPixels, take_rows
+from medfinetune.inference.known_pixels import KnownPixels
 from medfinetune.inference.labels import LabelTask
+from medfinetune.inference.rows import take_rows
 
 INDEX_FILE = "index.json"
 EVIDENCE_FILE = "evidence.jsonl"
@@ -34,22 +35,6 @@ _SPARE = 4
 
 # FAISS's own default is 20, but this build's 128,000: without BLAS a batch of queries took ten times as long.
 faiss.cvar.distance_compute_blas_threshold = 20
-
-_TEXT = datasets.Value("string")
-_PAIR = {"id": _TEXT, "text": _TEXT, "language": _TEXT, "source": _TEXT, "label": _TEXT}
-_PATIENT = {"source": _TEXT, "id": _TEXT}
-FEATURES = datasets.Features(
-    {
-        "pairs": datasets.List(_PAIR),
-        "patients": datasets.List(_PATIENT),
-        "pixels": datasets.List(_TEXT),
-        "known": datasets.List(_TEXT),
-        "image": _TEXT,
-    }
-)
-"""A row for each distinct image: the pairs whose texts it has, all patients and all pixel hashes that are tied to it
-(of a pair with several images, those of the others too), the tasks whose truth is known of it, and its file relative
-to the data folder."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +156,17 @@ class ImageIndex:
         while waiting:
             cosines, numbers = self.search(embeds[waiting], width, probe_more)
             cosines = cosines.astype(np.float64).round(6)
-            rows = take_rows(self.rows, numbers)
+            rows = take_rows(self.rows, numbers[:, :k])  # mostly that is enough, and reading them takes time
             short = []
             for query, near, line in zip(waiting, cosines.tolist(), numbers.tolist(), strict=True):
-                matches = sorted((-cosine, number) for cosine, number in zip(near, line, strict=True) if number >= 0)
-                kept = [(n, -cosine) for cosine, n in matches if _is_allowed(rows[n], keys[query], owners[query])]
-                found[query] = [Match(n, cosine, rows[n]) for n, cosine in kept[:k]]
+                found[query] = []
+                for cosine, number in sorted((-c, n) for c, n in zip(near, line, strict=True) if n >= 0):
+                    if number not in rows:
+                        rows |= take_rows(self.rows, np.array(line))
+                    if _is_allowed(rows[number], keys[query], owners[query]):
+                        found[query].append(Match(number, -cosine, rows[number]))
+                    if len(found[query]) == k:
+                        break
                 if len(found[query]) < k:
                     short.append(query)
             if width == len(self) and (self.info["index_type"] == "flat" or probe_more >= self.info["num_cells"]):

@@ -1,11 +1,12 @@
 """Whose an image is that an index knows already."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+
+from medfinetune.inference.rows import take_rows
 
 
 class KnownPixels:
@@ -38,10 +39,3 @@ class KnownPixels:
                         owners |= {(owner["source"], owner["id"]) for owner in row["patients"]}
             found.append(owners)
         return found
-
-
-def take_rows(rows: datasets.Dataset, numbers: np.ndarray) -> dict[int, dict[str, Any]]:
-    """Rows by their numbers, each read once; negative numbers are none."""
-    wanted = np.unique(numbers[numbers >= 0]).tolist()
-    columns = rows[wanted]
-    return {number: {name: columns[name][i] for name in columns} for i, number in enumerate(wanted)}

@@ -19,7 +19,7 @@ from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
 from medfinetune.evaluation.latency import StageClock
 from medfinetune.evaluation.lexicon import Lexicon, load_lexicon
-from medfinetune.inference.draft import Draft, told, unwritten
+from medfinetune.inference.draft import Draft, language_of, told, unwritten
 from medfinetune.inference.embedder import Embedder
 from medfinetune.inference.evidence import EvidenceFinder
 from medfinetune.inference.fingerprint import encoder_hash
@@ -223,7 +223,7 @@ class ReportPipeline:
             places = order[first : first + per_batch]
             rows = [dict(chats[place]) for place in places]
             for place, row in zip(places, rows, strict=True):
-                language = languages[place] if languages is not None else _language(row)
+                language = languages[place] if languages is not None else language_of(row)
                 words = evidence_words(evidences[place] or Evidence(), kind, language, options_.min_probability)
                 row["messages"] = with_evidence(row["messages"], words)
             names = [row.get("id", place) for place, row in zip(places, rows, strict=True)]
@@ -283,11 +283,7 @@ class ReportPipeline:
             self.decoder_processor, options.max_length, date_string=options.date_string, for_generation=True
         )
         for draft in drafts:
-            request = requests[draft.place]
-            words = evidence_words(draft.evidence, kind, request.language)
-            draft.messages = with_evidence(request.messages(options.task), words)
-            encoded = collator.encode({"id": request.id, "messages": draft.messages})
-            draft.num_tokens, draft.num_cut = len(encoded.input_ids), encoded.num_cut
+            draft.ask(requests[draft.place], kind, options.task, collator)
 
     def _written(
         self, rows: Sequence[dict[str, Any]], seeds: Sequence[Sequence[int | None]], options: WritingOptions
@@ -315,8 +311,3 @@ class ReportPipeline:
                 rank_candidates(own, embed, self.embedder, options.rerank_weight, self.lexicon)
                 for own, embed in zip(texts, embeds, strict=True)
             ]
-
-
-def _language(row: dict[str, Any]) -> str:
-    asked = str([turn["content"] for turn in row["messages"] if turn["role"] == "user"])
-    return row.get("language") or ("zh" if any("一" <= sign <= "鿿" for sign in asked) else "en")

@@ -34,9 +34,10 @@ from medfinetune.data.prepare import PrepareConfig, prepare  # noqa: E402
 from medfinetune.inference.build import build_index  # noqa: E402
 from medfinetune.inference.config import IndexConfig  # noqa: E402
 from medfinetune.inference.evidence import EvidenceFinder  # noqa: E402
-from medfinetune.inference.index import FEATURES, ImageIndex  # noqa: E402
+from medfinetune.inference.index import ImageIndex  # noqa: E402
 from medfinetune.inference.pipeline import ReportPipeline  # noqa: E402
 from medfinetune.inference.report import ReportRequest  # noqa: E402
+from medfinetune.inference.rows import FEATURES  # noqa: E402
 from medfinetune.tiny import make_tiny_mllama, make_tiny_siglip  # noqa: E402
 
 NUM_REPORTS, BATCH_SIZE, NUM_NEW_TOKENS = 32, 16, 32

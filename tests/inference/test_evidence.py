@@ -7,8 +7,9 @@ import torch
 
 from medfinetune.evaluation.tasks import Task
 from medfinetune.inference.evidence import EvidenceFinder
-from medfinetune.inference.index import FEATURES, ImageIndex
+from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.labels import LabelTask
+from medfinetune.inference.rows import FEATURES
 
 EMBEDS = np.eye(4, dtype=np.float32)
 

@@ -8,7 +8,8 @@ import pytest
 
 from medfinetune.errors import InputError
 from medfinetune.inference import index as module
-from medfinetune.inference.index import FEATURES, ImageIndex
+from medfinetune.inference.index import ImageIndex
+from medfinetune.inference.rows import FEATURES
 
 
 def vectors(num, size=16, seed=0):
