@@ -22,7 +22,7 @@ Config = TypeVar("Config")
 _SECONDS_TO_BE_ENDED = 5
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML 1.2's plain words: `no` and `on` are text (`eval_strategy: no`), `1e-4` is a number."""
 
 

@@ -24,6 +24,7 @@ LAUNCH += ["--num_cpu_threads_per_process", str(os.cpu_count())]  # accelerate's
 STEPS = {
     "encoder": [*LAUNCH, str(RECIPES / "encoder.py"), "--config", str(RECIPES / "encoder" / "demo.yaml")],
     "decoder": [*LAUNCH, str(RECIPES / "decoder.py"), "--config", str(RECIPES / "decoder" / "demo.yaml")],
+    "index": [sys.executable, str(RECIPES / "index.py"), "--config", str(RECIPES / "index" / "demo.yaml")],
     "evaluate": [sys.executable, str(RECIPES / "evaluate.py"), "--config", str(RECIPES / "evaluate" / "demo.yaml")],
 }
 

@@ -1,9 +1,9 @@
-"""Scores an encoder, a decoder or both on held-out cases, each figure beside a control with shuffled images.
+"""Scores an encoder, a decoder or the system of both on held-out cases, each figure beside its controls.
 
     python recipes/evaluate.py --config recipes/evaluate/demo.yaml
 
-Writes `results.json`, `predictions.jsonl` (what the decoder wrote about each case) and `index.html` (one file, opens
-without a network) to `output_dir`.
+Writes `results.json`, `predictions.jsonl` (what was written about each case), `model_card_table.md` and `index.html`
+(one file, opens without a network) to `output_dir`.
 """
 
 import json
@@ -17,14 +17,16 @@ from medfinetune.data.prepare import REPORT_FILE
 from medfinetune.decoder.model import load_decoder
 from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
-from medfinetune.evaluation.cases import image_paths, load_cases, load_other_splits, pixel_keys
+from medfinetune.evaluation.cases import load_cases, load_other_splits
 from medfinetune.evaluation.config import EvaluateConfig
-from medfinetune.evaluation.decoder_suite import evaluate_decoder
 from medfinetune.evaluation.encoder_suite import SuiteOptions, check_tasks, evaluate_encoder
 from medfinetune.evaluation.lexicon import load_lexicon
+from medfinetune.evaluation.model_card_table import TABLE_FILE, model_card_table
 from medfinetune.evaluation.page import write_page, write_results
 from medfinetune.evaluation.summary import describe_results
 from medfinetune.evaluation.tasks import read_tasks
+from medfinetune.inference.controls import conditions_of
+from medfinetune.inference.system_suite import evaluate_system, load_index, other_texts
 from medfinetune.parser import parse, run
 
 
@@ -40,42 +42,37 @@ def main() -> None:
     pairs, chats = load_cases(config.data_dir, config.split, config.tasks, config.max_cases, config.seed)
     print(f"{config.data_dir}: {len(pairs):,} cases of the split {config.split}")
     check_tasks(tasks, pairs)
+    index = load_index(config)
+    other_texts(config, list(pairs["id"]))  # what is wrong with them is told before hours of writing
+    if config.decoder_dir:
+        conditions_of(config.evidence, config.variants)
     if config.dry_run:
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    results, predictions = {"seconds": {}}, []
+    results, predictions, encoder = {"seconds": {}}, [], None
     report = Path(config.data_dir) / REPORT_FILE
     if report.is_file():
         results["prepare"] = json.loads(report.read_text(encoding="utf-8"))
     if config.encoder_dir:
         start = time.perf_counter()
         model, processor = load_encoder(config.encoder_dir, config.encoder_revision)
-        model = model.to(device).eval()
+        encoder = model.to(device).eval(), processor
         train, validation = load_other_splits(config.data_dir, config.split, config.tasks)
-        options = SuiteOptions.of(config)
-        results["encoder"] = evaluate_encoder(model, processor, pairs, tasks, train, validation, options)
+        results["encoder"] = evaluate_encoder(*encoder, pairs, tasks, train, validation, SuiteOptions.of(config))
         results["seconds"]["evaluate_encoder"] = time.perf_counter() - start
         write_results(results, config.output_dir)
     if config.decoder_dir:
         if lexicon is None:
-            print("no lexicon is given: finding accuracy is left out")
+            print("no lexicon is given: finding F1 and finding accuracy are left out")
         start = time.perf_counter()
         model, processor = load_decoder(config.decoder_dir, config.decoder_revision, config.decoder_dtype)
-        results["decoder"], predictions = evaluate_decoder(
-            model.to(device).eval(),
-            processor,
-            chats,
-            pixel_keys(pairs),
-            lexicon,
-            max_new_tokens=config.max_new_tokens,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-        for row, image in zip(predictions, image_paths(pairs, config.data_dir), strict=True):
-            row["image"] = image
+        decoder = model.to(device).eval(), processor
+        of_system, predictions = evaluate_system(encoder, decoder, index, pairs, chats, lexicon, config)
+        results |= of_system
         results["seconds"]["evaluate_decoder"] = time.perf_counter() - start
     write_results(results, config.output_dir, predictions if config.decoder_dir else None)
+    if config.decoder_dir:
+        (Path(config.output_dir) / TABLE_FILE).write_text(model_card_table(results), encoding="utf-8")
     page = write_page(
         results,
         config.output_dir,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from medfinetune.data.evidence import EVIDENCE_KINDS, EvidenceKind
 from medfinetune.data.schema import SPLITS
 from medfinetune.errors import InputError, require_folder
 
@@ -19,6 +20,30 @@ class EvaluateConfig:
     decoder_revision: str | None = field(default=None, metadata={"help": "its commit, tag or branch on the Hub"})
     decoder_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "the real decoder needs 43 GB in float32, half of it in bfloat16"}
+    )
+    index_dir: str | None = field(
+        default=None,
+        metadata={"help": "what recipes/index.py wrote, with this encoder and these data: evidence, nearest reports"},
+    )
+    evidence: EvidenceKind = field(
+        default="none", metadata={"help": "what the decoder is told of an image: none, labels, reports, both"}
+    )
+    evidence_min_probability: float = field(
+        default=0.0, metadata={"help": "labels less probable than this are not told; as in training"}
+    )
+    num_candidates: int = field(
+        default=1, metadata={"help": "texts written of a case, of which the encoder and agreement choose one"}
+    )
+    rerank_weight: float = field(
+        default=0.5, metadata={"help": "of the candidates' agreement, beside the encoder's similarity, in [0, 1]"}
+    )
+    variants: list[str] = field(
+        default_factory=list,
+        metadata={"help": "scored beside the system: labels, reports, both (other evidence), reranked_8 (candidates)"},
+    )
+    compared_with: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "name: output folder of another run on the same cases, for paired differences"},
     )
     split: str = field(default="test", metadata={"help": "the split that is evaluated"})
     tasks: list[str] = field(default_factory=lambda: ["report"], metadata={"help": "the tasks that are evaluated"})
@@ -49,6 +74,9 @@ class EvaluateConfig:
     batch_size: int = field(default=16, metadata={"help": "cases at once"})
     max_new_tokens: int = field(default=256, metadata={"help": "longest text that the decoder writes, in tokens"})
     max_length: int = field(default=512, metadata={"help": "longest chat for perplexity, in tokens"})
+    max_prompt_length: int = field(
+        default=2048, metadata={"help": "longest prompt with evidence, in tokens; a longer one loses evidence first"}
+    )
     num_gallery: int = field(default=48, metadata={"help": "cases in the page's gallery"})
     seed: int = field(default=0, metadata={"help": "draws cases and pools, and shuffles the images"})
     dry_run: bool = field(default=False, metadata={"help": "check config and data, load no model, write nothing"})
@@ -61,7 +89,7 @@ class EvaluateConfig:
             raise InputError(f"split: {self.split!r} is none of {', '.join(SPLITS)}")
         if not self.tasks:
             raise InputError("tasks: must name at least one task")
-        for name in ("pool_size", "batch_size", "max_new_tokens", "max_length"):
+        for name in ("pool_size", "batch_size", "max_new_tokens", "max_length", "max_prompt_length", "num_candidates"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: must be at least 1")
         for name in ("max_training_images", "num_resamples", "num_pictures"):
@@ -71,3 +99,21 @@ class EvaluateConfig:
             raise InputError("pool_size: must be at least 2")
         if self.max_cases is not None and self.max_cases < 1:
             raise InputError("max_cases: must be at least 1")
+        self._check_system()
+
+    def _check_system(self) -> None:
+        for name in ("evidence_min_probability", "rerank_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: must be in [0, 1]")
+        told = [variant for variant in self.variants if variant in EVIDENCE_KINDS]
+        if (self.evidence != "none" or told) and self.index_dir is None:
+            key = "evidence" if self.evidence != "none" else "variants"
+            raise InputError(f"{key}: {told[0] if told else self.evidence} needs index_dir; recipes/index.py makes it")
+        if self.encoder_dir is None:
+            for name in ("index_dir", "num_candidates"):
+                if getattr(self, name) not in (None, 1):
+                    raise InputError(f"{name}: needs the encoder, encoder_dir")
+        if self.decoder_dir is None:
+            for name in ("compared_with", "variants"):
+                if getattr(self, name):
+                    raise InputError(f"{name}: is of reports, which decoder_dir writes")

@@ -1,7 +1,7 @@
 """What a fine-tuned decoder writes about held-out images, and what it writes about the wrong ones."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -25,6 +25,7 @@ def evaluate_decoder(
     max_length: int = 512,
     batch_size: int = 16,
     seed: int = 0,
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Generates text for held-out chats, with their own images and with those of others, and scores it.
 
@@ -34,6 +35,8 @@ def evaluate_decoder(
         lexicon: For finding accuracy, which is left out without it.
         max_length: Tokens of a chat that perplexity is measured on.
         seed: Shuffles the images.
+        texts: What was written already, greedily and without evidence: of the cases' own images (an empty name), of
+            those of others (`_shuffled_image`, shuffled by the same seed).
 
     Returns:
         The figures as a plain dict, and a row for each case: `id`, `language`, `reference`, `generated`,
@@ -59,15 +62,17 @@ def evaluate_decoder(
         result["no_shuffled_image"] = str(error)
     for suffix, image_rows in runs:
         inputs = Chats(chats, image_rows)
-        texts = generate(model, processor, inputs, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        written = (texts or {}).get(suffix)
+        if written is None:
+            written = generate(model, processor, inputs, max_new_tokens=max_new_tokens, batch_size=batch_size)
         likelihood = perplexity(model, processor, inputs, batch_size=batch_size, max_length=max_length)
-        result[f"bleu{suffix}"] = bleu_by_language(texts, truths, languages)
+        result[f"bleu{suffix}"] = bleu_by_language(written, truths, languages)
         result[f"perplexity{suffix}"] = likelihood["perplexity"]
         result["perplexity_num_tokens"] = likelihood["num_tokens"]
-        for row, text in zip(rows, texts, strict=True):
+        for row, text in zip(rows, written, strict=True):
             row[f"generated{suffix}"] = text
         if lexicon is not None:
-            result |= _findings(rows, texts, lexicon, suffix)
+            result |= _findings(rows, written, lexicon, suffix)
     if lexicon is not None:
         floor = majority_accuracy(truths, lexicon)
         result["lexicon"] = lexicon.name

@@ -5,6 +5,7 @@ from typing import Any
 
 from medfinetune.evaluation.paired import OWN
 
+TABLE_FILE = "model_card_table.md"
 _HEAD = ("figure", "value", "95% interval", "control", "value minus control", "cases")
 _LEFT_OUT = ("finding_precision", "finding_recall")
 

@@ -10,7 +10,8 @@ def describe_results(results: dict[str, Any]) -> str:
     Args:
         results: What `recipes/evaluate.py` writes.
     """
-    return "\n".join([*_encoder(results.get("encoder")), *_decoder(results.get("decoder"))])
+    parts = _encoder(results.get("encoder")), _decoder(results.get("decoder")), _reports(results.get("reports"))
+    return "\n".join(line for part in parts for line in part)
 
 
 def _encoder(figures: dict[str, Any] | None) -> list[str]:
@@ -47,6 +48,23 @@ def _decoder(figures: dict[str, Any] | None) -> list[str]:
         if figures.get(name) is not None:
             known = figures[name], shuffled, figures.get(f"{name}_shuffled_image")
             lines.append(_line("decoder", name.replace("_", " "), *known))
+    return lines
+
+
+def _reports(figures: dict[str, Any] | None) -> list[str]:
+    """Finding F1 of the system and of all that it was held against, with intervals and paired differences."""
+    lines = []
+    for name, found in ((figures or {}).get("conditions") or {}).items():
+        value = found.get("finding_f1")
+        if value is None:
+            continue
+        limits, line = found.get("finding_f1_ci"), f"reports  finding F1, {name.replace('_', ' '):<25} {value:.3f}"
+        line += f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
+        paired = figures["differences"].get(name, {}).get("finding_f1", {})
+        if paired.get("difference_ci"):
+            low, high = paired["difference_ci"]
+            line += f"   (own - this: {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"
+        lines.append(line)
     return lines
 
 
