@@ -199,6 +199,8 @@ def _from_command_line(value: str | list[str], hint: Any) -> Any:
     `null` unsets a key.
     """
     if isinstance(value, list):
+        if len(value) == 1 and value[0].startswith("["):  # as it stands in a file
+            return _from_command_line(value[0], typing.Any)
         return [_from_command_line(item, (typing.get_args(hint) or (hint,))[0]) for item in value]
     if hint is str:
         return value

@@ -52,7 +52,8 @@ def test_no_is_a_word(tmp_path):
 
 
 def test_list_on_the_command_line(tmp_path):
-    assert parse(Config, "", argv=["--output_dir", "o", "--languages", "en", "zh"]).languages == ["en", "zh"]
+    for words in (["en", "zh"], ["[en, zh]"]):
+        assert parse(Config, "", argv=["--output_dir", "o", "--languages", *words]).languages == ["en", "zh"]
 
 
 @pytest.mark.parametrize(
