@@ -29,12 +29,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from medfinetune.data.load import load_chats  # noqa: E402
+from medfinetune.data.phantom.findings import statement  # noqa: E402
 from medfinetune.data.phantom.reading import write_reading_chats  # noqa: E402
 from medfinetune.decoder.config import MllamaSFTConfig  # noqa: E402
 from medfinetune.decoder.model import load_decoder  # noqa: E402
 from medfinetune.decoder.trainer import MllamaSFTTrainer  # noqa: E402
 from medfinetune.demo import make_demo_inputs  # noqa: E402
-from medfinetune.evaluation.cases import load_cases, pixel_keys  # noqa: E402
+from medfinetune.evaluation.cases import load_cases, pixel_keys, references  # noqa: E402
+from medfinetune.evaluation.finding_accuracy import majority_accuracy  # noqa: E402
 from medfinetune.evaluation.lexicon import load_lexicon  # noqa: E402
 from medfinetune.evaluation.report_cases import ReportCase, report_cases  # noqa: E402
 from medfinetune.evaluation.report_suite import score_reports  # noqa: E402
@@ -124,7 +126,7 @@ def print_figures(arguments: argparse.Namespace) -> None:
     by_seed = []
     for seed in range(arguments.seeds):
         texts = json.loads((_folder(arguments, seed) / f"{arguments.split}.json").read_text(encoding="utf-8"))
-        by_seed.append(texts)
+        by_seed.append(texts | {"always the most common values": _most_common(arguments, cases, lexicon)})
     of_seeds = [_scored(cases, texts, lexicon)["conditions"] for texts in by_seed]
     # Seeds are put one after the other; an image, drawn, is drawn with its texts of all seeds.
     stacked = [ReportCase(**vars(case) | {"id": f"{case.id} {seed}"}) for seed in range(len(by_seed)) for case in cases]
@@ -149,6 +151,17 @@ def print_figures(arguments: argparse.Namespace) -> None:
     path = arguments.output_dir / f"{arguments.split}_figures.json"
     path.write_text(json.dumps({"figures": figures, "pooled": pooled}, ensure_ascii=False, indent=1), encoding="utf-8")
     print(json.dumps({name: round(found["finding_f1"], 4) for name, found in figures.items()}))
+
+
+def _most_common(arguments: argparse.Namespace, cases: list[ReportCase], lexicon: Any) -> list[str]:
+    """What is reached without looking: each finding's most common value among the training reports, in words."""
+    _, chats = load_cases(arguments.output_dir / "inputs" / "data", "train", ["report"])
+    values = majority_accuracy([], lexicon, references(chats))["values"]
+    words = {
+        language: " ".join(f"{statement(name, value, language)}." for name, value in values.items())
+        for language in ("en", "zh")
+    }
+    return [words[case.language] for case in cases]
 
 
 def _scored(cases: list[ReportCase], texts: dict[str, list[str]], lexicon: Any) -> dict[str, Any]:
