@@ -22,6 +22,7 @@ _HOME = {
     "prepare": "medfinetune.data.prepare",
     "load_pairs": "medfinetune.data.load",
     "load_chats": "medfinetune.data.load",
+    "ReportPipeline": "medfinetune.inference.pipeline",
 }
 __version__ = "0.1.0"
 __all__ = ["__version__", *_HOME]

@@ -124,7 +124,7 @@ def describe(config: IndexConfig, tasks: Sequence[Task]) -> dict[str, Any]:
         "data_dir": str(Path(config.data_dir).resolve()),
         "data_hash": data_hash(config.data_dir),
         "settings": {
-            "tasks": config.tasks,
+            "tasks": sorted(config.tasks),
             "zero_shot": hashlib.sha256(asked.encode()).hexdigest(),
             "num_neighbours": config.num_neighbours,
             "max_similarity_drop": config.max_similarity_drop,
