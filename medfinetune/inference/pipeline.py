@@ -26,6 +26,7 @@ from medfinetune.inference.fingerprint import encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions, requests_of
 from medfinetune.inference.rerank import Candidate, rank_candidates
+from medfinetune.inference.told_chats import ToldChats
 
 
 class ReportPipeline:
@@ -211,21 +212,16 @@ class ReportPipeline:
         Returns:
             One text for each chat: of several candidates the best.
         """
-        if len(evidences) != len(chats):
-            raise InputError(f"evidences: {len(evidences)} were given for {len(chats)} chats")
         options_ = WritingOptions(evidence=kind, **options)
+        prompts = ToldChats(chats, evidences, kind, languages, options_.min_probability)
         per_batch = max(1, options_.batch_size // options_.num_candidates)
-        sizes = [len(evidence_words(e, kind, "en", options_.min_probability)) if e else 0 for e in evidences]
-        order = sorted(range(len(chats)), key=lambda place: (sizes[place], place))
+        sizes = prompts.sizes()
+        order = sorted(range(len(prompts)), key=lambda place: (sizes[place], place))
         texts: dict[int, str] = {}
         starts = range(0, len(order), per_batch)
         for first in tqdm(starts, desc=progress, unit="batch", leave=False, disable=progress is None):
             places = order[first : first + per_batch]
-            rows = [dict(chats[place]) for place in places]
-            for place, row in zip(places, rows, strict=True):
-                language = languages[place] if languages is not None else _language(row)
-                words = evidence_words(evidences[place] or Evidence(), kind, language, options_.min_probability)
-                row["messages"] = with_evidence(row["messages"], words)
+            rows = [prompts[place] for place in places]
             names = [row.get("id", place) for place, row in zip(places, rows, strict=True)]
             seeds = [options_.seeds(f"{kind}\0{name}") for name in names]
             found = self._written(rows, seeds, options_)
@@ -315,8 +311,3 @@ class ReportPipeline:
                 rank_candidates(own, embed, self.embedder, options.rerank_weight, self.lexicon)
                 for own, embed in zip(texts, embeds, strict=True)
             ]
-
-
-def _language(row: dict[str, Any]) -> str:
-    asked = str([turn["content"] for turn in row["messages"] if turn["role"] == "user"])
-    return row.get("language") or ("zh" if any("一" <= sign <= "鿿" for sign in asked) else "en")
