@@ -145,6 +145,48 @@ def _now(device: torch.device) -> float:
 
 
 @torch.no_grad()
+def likelihoods(
+    model: Any,
+    processor: Any,
+    chats: Sequence[dict[str, Any]],
+    batch_size: int = 8,
+    max_length: int = 2048,
+    date_string: str = "26 Jul 2024",
+    progress: str | None = "likelihoods",
+) -> tuple[list[float], list[int]]:
+    """How well each chat's answer is foreseen: its negative log likelihood, the end of turn included.
+
+    Args:
+        model: A Mllama, with or without adapters.
+        processor: Its processor.
+        chats: What the collator takes, with the assistant's words.
+        batch_size: Chats at once.
+        max_length: Tokens of a chat at most, its answer included.
+        date_string: As in training.
+        progress: What a bar says; none is shown where it is None.
+
+    Returns:
+        For each chat the sum over the assistant's tokens, in nats (0 is best), and how many tokens these are.
+    """
+    model.eval()
+    mllama = model.get_base_model() if hasattr(model, "get_base_model") else model
+    collator = MllamaCollator(processor, max_length, date_string=date_string)
+    sums: list[float] = []
+    counts: list[int] = []
+    for rows in _batches(chats, batch_size, progress or "", progress is not None):
+        batch = {name: tensor.to(model.device) for name, tensor in collator(rows).items()}
+        targets = batch.pop("labels")[:, 1:]
+        hidden = mllama.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+        scored = targets != IGNORED
+        # Only the labelled positions go through the head: whole-vocabulary scores of a batch would not fit.
+        logits = mllama.lm_head(hidden[scored]).float()
+        losses = F.cross_entropy(logits, targets[scored], reduction="none").cpu().double()
+        owners = scored.nonzero()[:, 0].cpu()
+        sums += torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owners, losses).tolist()
+        counts += scored.sum(dim=1).tolist()
+    return sums, counts
+
+
 def perplexity(
     model: Any,
     processor: Any,
@@ -158,20 +200,9 @@ def perplexity(
     Returns:
         `perplexity` (1 is best) and `num_tokens`, how many were scored.
     """
-    model.eval()
-    mllama = model.get_base_model() if hasattr(model, "get_base_model") else model
-    collator = MllamaCollator(processor, max_length, date_string=date_string)
-    total, num_tokens = 0.0, 0
-    for rows in _batches(chats, batch_size, "perplexity"):
-        batch = {name: tensor.to(model.device) for name, tensor in collator(rows).items()}
-        targets = batch.pop("labels")[:, 1:]
-        hidden = mllama.model(**batch, use_cache=False).last_hidden_state[:, :-1]
-        scored = targets != IGNORED
-        # Only the labelled positions go through the head: whole-vocabulary scores of a batch would not fit.
-        logits = mllama.lm_head(hidden[scored]).float()
-        total += F.cross_entropy(logits, targets[scored], reduction="sum").item()
-        num_tokens += int(scored.sum())
-    return {"perplexity": math.exp(total / num_tokens) if num_tokens else math.nan, "num_tokens": num_tokens}
+    sums, counts = likelihoods(model, processor, chats, batch_size, max_length, date_string, "perplexity")
+    num_tokens = sum(counts)
+    return {"perplexity": math.exp(sum(sums) / num_tokens) if num_tokens else math.nan, "num_tokens": num_tokens}
 
 
 def _batches(

@@ -6,17 +6,20 @@ from typing import Any, Literal
 
 import datasets
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from medfinetune.data.evidence import Evidence, EvidenceKind, Neighbour
+from medfinetune.data.split import join
+from medfinetune.decoder.generation import likelihoods
 from medfinetune.errors import InputError
-from medfinetune.evaluation.cases import FirstImages, pixel_keys, references
+from medfinetune.evaluation.cases import FirstImages, references
 from medfinetune.evaluation.paired import OWN
 from medfinetune.evaluation.shuffling import derangement
+from medfinetune.inference.draft import told
 from medfinetune.inference.pipeline import ReportPipeline
 from medfinetune.inference.report import WritingOptions
+from medfinetune.inference.told_chats import ShownChats, ToldChats
 
 Whose = Literal["own", "other", "nobody", "truth"]
 
@@ -64,15 +67,17 @@ class WrittenReports:
 
     Attributes:
         texts: Condition -> a text for each case.
-        similarities: Condition -> the cosine of each case's own first image and its text.
-        evidence: Of each case what the system was told, as JSON can hold it; empty where there is no index.
+        similarities: Condition -> the cosine of each case's own first image and its text; empty without an encoder.
+        evidence: Of each case what the system was told, as JSON can hold it; empty where it is told nothing of any.
         left_out: Condition -> why it could not be asked.
+        latency: Of the system, as `StageClock.figures` gives it: what the controls took is not in it.
     """
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     similarities: dict[str, list[float]] = field(default_factory=dict)
     evidence: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    latency: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def conditions_of(kind: EvidenceKind, variants: Sequence[str] = ()) -> dict[str, Condition]:
@@ -91,7 +96,7 @@ def conditions_of(kind: EvidenceKind, variants: Sequence[str] = ()) -> dict[str,
         number = variant.removeprefix("reranked_")
         if variant in ("labels", "reports", "both"):
             found[f"evidence_{variant}"] = Condition(kind=variant)
-        elif number != variant and number.isdigit() and int(number) > 1:
+        elif number != variant and number.isdecimal() and int(number) > 1:
             found[variant] = Condition(num_candidates=int(number))
         else:
             raise InputError(f"variants: {variant!r} is none of labels, reports, both, reranked_8")
@@ -120,14 +125,16 @@ class ControlledWriter:
             seed: Shuffles the images.
 
         Raises:
-            InputError: Evidence is asked for, and there is no index; candidates are asked for, and there is no encoder.
+            InputError: Pairs and chats differ, or there is an index and no encoder; evidence is asked for, and there
+                is no index; candidates are asked for, and there is no encoder.
         """
-        if kind != "none" and pipeline.finder is None:
-            raise InputError(f"evidence: {kind} needs an index; recipes/index.py makes it (index_dir)")
-        if options.num_candidates > 1 and pipeline.embedder is None:
-            raise InputError("num_candidates: are ranked by an encoder; give encoder_dir")
+        if list(pairs["id"]) != list(chats["id"]):
+            raise InputError("pairs and chats are not of the same ids in the same order; load_cases gives both")
+        if pipeline.finder is not None and pipeline.embedder is None:
+            raise InputError("index_dir: an index is searched by the encoder that it was made with; give encoder_dir")
         self._pipeline, self._kind, self._options = pipeline, kind, options
         self._pairs, self._chats = pairs, chats
+        self._require({OWN: Condition()})
         self._languages = list(pairs["language"])
         self._keys = [list(keys) for keys in pairs["pixel_sha256"]]
         owners = zip(pairs["source"], pairs["patient_id"], strict=True)
@@ -135,41 +142,96 @@ class ControlledWriter:
         self._others: list[int] | None = None
         self._why_not = ""
         try:
-            self._others = derangement(pixel_keys(pairs), seed, strata=[len(keys) for keys in self._keys])
+            # Cases that share one image of several do not swap either.
+            links = sorted((key, row) for row, keys in enumerate(self._keys) for key in keys)
+            images = join(links, len(self._keys))
+            self._others = derangement(images, seed, strata=[len(keys) for keys in self._keys])
         except InputError as error:
             self._why_not = str(error)
         self._embeds = self._embed() if pipeline.embedder is not None else None
         self._found: dict[Whose, list[Evidence]] = {}
 
     def write(self, conditions: dict[str, Condition]) -> WrittenReports:
-        """Asks in each way, and copies the nearest report where there is an index."""
+        """Asks in each way, the system's first, and copies the nearest report where there is an index.
+
+        Raises:
+            InputError: A condition needs an index or an encoder, and there is none.
+        """
+        self._require(conditions)
         written = WrittenReports()
-        if self._pipeline.finder is not None:
-            own = self._evidence("own")
-            written.evidence = [evidence.to_dict() for evidence in own]
-            written.texts[COPIED] = [one.neighbours[0].text if one.neighbours else "" for one in own]
-        for name, condition in conditions.items():
-            if condition.needs_others and self._others is None:
+        if self._kind != "none":
+            of_system = (told(one, self._kind, self._options.min_probability) for one in self._evidence("own"))
+            written.evidence = [evidence.to_dict() for evidence in of_system]
+        for name in sorted(conditions, key=lambda name: name != OWN):
+            if conditions[name].needs_others and self._others is None:
                 written.left_out[name] = self._why_not
                 continue
-            written.texts[name] = self._texts(name, condition)
+            written.texts[name] = self._texts(name, conditions[name])
+            if name == OWN:
+                written.latency = self._pipeline.clock.figures()
+        if self._pipeline.finder is not None:
+            near = [evidence.neighbours for evidence in self._evidence("own")]
+            written.texts[COPIED] = [own[0].text if own else "" for own in near]
         if self._embeds is not None:
             for name, texts in written.texts.items():
                 written.similarities[name] = (self._embed_texts(texts) * self._embeds).sum(dim=1).tolist()
         return written
 
-    def _texts(self, name: str, condition: Condition) -> list[str]:
+    def likelihoods(self, conditions: dict[str, Condition]) -> dict[str, tuple[list[float], list[int]]]:
+        """How well the decoder foresees the true reports when it sees and is told what it is in `write`.
+
+        A chat may be longer than a prompt by `max_new_tokens`, so that a true report does not push evidence out.
+
+        Returns:
+            Condition -> of each case the negative log likelihood of its true report in nats, and its tokens. Conditions
+            that cannot be asked are left out.
+
+        Raises:
+            InputError: A condition needs an index or an encoder, and there is none.
+        """
+        self._require(conditions)
+        found, known, options = {}, {}, self._options
+        for name, condition in conditions.items():
+            if condition.needs_others and self._others is None:
+                continue
+            way = (condition.image, condition.evidence, condition.kind)  # candidates are nothing to a given text
+            if way not in known:
+                shown, evidences, kind = self._asked(condition)
+                known[way] = likelihoods(
+                    self._pipeline.decoder,
+                    self._pipeline.decoder_processor,
+                    ToldChats(shown, evidences, kind, self._languages, options.min_probability),
+                    batch_size=options.batch_size,
+                    max_length=options.max_length + options.max_new_tokens,
+                    date_string=options.date_string,
+                    progress=f"likelihoods: {name}",
+                )
+            found[name] = known[way]
+        return found
+
+    def _require(self, conditions: dict[str, Condition]) -> None:
+        for name, condition in conditions.items():
+            kind, number = condition.kind or self._kind, condition.num_candidates or self._options.num_candidates
+            if kind != "none" and condition.evidence in ("own", "other") and self._pipeline.finder is None:
+                raise InputError(f"{name}: evidence: {kind} needs an index; recipes/index.py makes it (index_dir)")
+            if number > 1 and self._pipeline.embedder is None:
+                raise InputError(f"{name}: num_candidates: {number} are ranked by an encoder; give encoder_dir")
+
+    def _asked(self, condition: Condition) -> tuple[ShownChats, Sequence[Evidence | None], EvidenceKind]:
+        """The chats with their images, what is told of each, and which parts of that."""
         kind = condition.kind or self._kind
-        number = condition.num_candidates or self._options.num_candidates
-        options = {key: getattr(self._options, key) for key in self._options.__dataclass_fields__ if key != "evidence"}
-        embeds = self._embeds[self._places(condition.ranked_by)] if self._embeds is not None and number > 1 else None
         evidences: Sequence[Evidence | None] = [None] * len(self._languages)
         if kind != "none" and condition.evidence != "nobody":
             evidences = self._evidence(condition.evidence)
+        shown = ShownChats(self._chats, self._places(condition.image), blank=condition.image == "nobody")
+        return shown, evidences, kind
+
+    def _texts(self, name: str, condition: Condition) -> list[str]:
+        number = condition.num_candidates or self._options.num_candidates
+        options = {key: value for key, value in vars(self._options).items() if key != "evidence"}
+        embeds = self._embeds[self._places(condition.ranked_by)] if self._embeds is not None and number > 1 else None
         return self._pipeline.write(
-            ShownChats(self._chats, self._places(condition.image), blank=condition.image == "nobody"),
-            evidences,
-            kind,
+            *self._asked(condition),
             languages=self._languages,
             image_embeds=embeds,
             progress=f"writing: {name}",
@@ -183,7 +245,10 @@ class ControlledWriter:
         return list(range(len(self._languages)))
 
     def _evidence(self, whose: Whose) -> list[Evidence]:
-        """What is found for each case's own image or for another's; told in the language of the case."""
+        """What is found for each case's own image or for another's; told in the language of the case.
+
+        Of another's image too, the case's own pixels and patient are never told: it would be a way back to the case.
+        """
         if whose == "truth":
             return [Evidence([Neighbour("truth", text, 1.0)]) for text in references(self._chats)]
         if whose not in self._found:
@@ -193,8 +258,11 @@ class ControlledWriter:
             with self._pipeline.clock.stage("lookup", num_items=len(places)):
                 self._found[whose] = self._pipeline.finder.find(
                     self._embeds[places],
-                    [self._keys[place] for place in places],
-                    [self._patients[place] for place in places],
+                    [{*self._keys[place], *own} for place, own in zip(places, self._keys, strict=True)],
+                    [
+                        frozenset({self._patients[place], own} - {None})
+                        for place, own in zip(places, self._patients, strict=True)
+                    ],
                     self._languages,
                 )
         return self._found[whose]
@@ -215,23 +283,3 @@ class ControlledWriter:
         return torch.cat(
             [self._pipeline.embedder.texts(texts[start : start + size]) for start in range(0, len(texts), size)]
         )
-
-
-class ShownChats(Sequence[dict[str, Any]]):
-    """Chats with their own images, those of others, or black ones; opened when they are asked for."""
-
-    def __init__(self, chats: datasets.Dataset, image_rows: Sequence[int], blank: bool = False):
-        self._ids, self._messages = list(chats["id"]), chats["messages"]
-        self._images = chats.select_columns("images")
-        self._image_rows, self._blank = image_rows, blank
-
-    def __len__(self) -> int:
-        return len(self._image_rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        images = self._images[self._image_rows[place]]["images"]
-        if self._blank:
-            images = [Image.new("RGB", image.size) for image in images]
-        return {"id": self._ids[place], "images": images, "messages": self._messages[place]}

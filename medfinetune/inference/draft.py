@@ -81,9 +81,3 @@ def unwritten(request: ReportRequest, error: UnreadableImage) -> Unwritten:
     """Why there is no report."""
     detail = f" ({error.detail})" if error.detail else ""
     return Unwritten(request.id, request.paths, f"does not open as an image: {error.reason}{detail}")
-
-
-def language_of(chat: dict[str, Any]) -> str:
-    """Of a chat: as its column says, else Chinese where it asks in Chinese."""
-    asked = str([turn["content"] for turn in chat["messages"] if turn["role"] == "user"])
-    return chat.get("language") or ("zh" if any("一" <= sign <= "鿿" for sign in asked) else "en")

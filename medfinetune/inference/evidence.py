@@ -51,7 +51,8 @@ class EvidenceFinder:
         Args:
             image_embeds: `(Q, D)`, unit norm.
             pixel_keys: For each query the hashes of its images' pixels.
-            patients: For each query None, `(source, id)`, or an id alone, which means a patient of any source.
+            patients: For each query None, `(source, id)`, an id alone, which means a patient of any source, or a
+                frozenset of such.
             languages: That neighbours' reports are wanted in, where they have one in it; `en` where left out.
         """
         matches = self.index.nearest(image_embeds.numpy(), self.num_neighbours, pixel_keys, patients)

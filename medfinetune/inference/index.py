@@ -141,7 +141,8 @@ class ImageIndex:
             k: How many; fewer where the index has no more.
             pixel_keys: For each query the hashes of its images' pixels. Where the index knows such an image, the
                 images of that image's patients are left out too.
-            patients: For each query None, `(source, id)`, or an id alone, which means a patient of any source.
+            patients: For each query None, `(source, id)`, an id alone, which means a patient of any source, or a
+                frozenset of such.
 
         Returns:
             For each query its matches, nearest first; of equally near ones the first row.
@@ -150,7 +151,7 @@ class ImageIndex:
         keys = [frozenset(own) for own in pixel_keys] if pixel_keys is not None else [frozenset()] * len(embeds)
         owners = self._known_pixels.patients(keys)
         for own, patient in zip(owners, patients if patients is not None else (), strict=patients is not None):
-            own |= {patient} if patient is not None else set()
+            own |= patient if isinstance(patient, frozenset) else {patient} - {None}
         found: list[list[Match]] = [[] for _ in embeds]
         waiting, width, probe_more = list(range(len(embeds))), min(k + _SPARE, len(self)), 1
         while waiting:

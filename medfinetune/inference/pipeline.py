@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from medfinetune.data.evidence import Evidence, EvidenceKind, evidence_words, with_evidence
+from medfinetune.data.evidence import Evidence, EvidenceKind
 from medfinetune.data.unreadable import UnreadableImage
 from medfinetune.decoder.collator import MllamaCollator
 from medfinetune.decoder.generation import generate_candidates
@@ -19,13 +19,14 @@ from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
 from medfinetune.evaluation.latency import StageClock
 from medfinetune.evaluation.lexicon import Lexicon, load_lexicon
-from medfinetune.inference.draft import Draft, language_of, told, unwritten
+from medfinetune.inference.draft import Draft, told, unwritten
 from medfinetune.inference.embedder import Embedder
 from medfinetune.inference.evidence import EvidenceFinder
 from medfinetune.inference.fingerprint import encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions, requests_of
 from medfinetune.inference.rerank import Candidate, rank_candidates
+from medfinetune.inference.told_chats import ToldChats
 
 
 class ReportPipeline:
@@ -211,21 +212,16 @@ class ReportPipeline:
         Returns:
             One text for each chat: of several candidates the best.
         """
-        if len(evidences) != len(chats):
-            raise InputError(f"evidences: {len(evidences)} were given for {len(chats)} chats")
         options_ = WritingOptions(evidence=kind, **options)
+        prompts = ToldChats(chats, evidences, kind, languages, options_.min_probability)
         per_batch = max(1, options_.batch_size // options_.num_candidates)
-        sizes = [len(evidence_words(e, kind, "en", options_.min_probability)) if e else 0 for e in evidences]
-        order = sorted(range(len(chats)), key=lambda place: (sizes[place], place))
+        sizes = prompts.sizes()
+        order = sorted(range(len(prompts)), key=lambda place: (sizes[place], place))
         texts: dict[int, str] = {}
         starts = range(0, len(order), per_batch)
         for first in tqdm(starts, desc=progress, unit="batch", leave=False, disable=progress is None):
             places = order[first : first + per_batch]
-            rows = [dict(chats[place]) for place in places]
-            for place, row in zip(places, rows, strict=True):
-                language = languages[place] if languages is not None else language_of(row)
-                words = evidence_words(evidences[place] or Evidence(), kind, language, options_.min_probability)
-                row["messages"] = with_evidence(row["messages"], words)
+            rows = [prompts[place] for place in places]
             names = [row.get("id", place) for place, row in zip(places, rows, strict=True)]
             seeds = [options_.seeds(f"{kind}\0{name}") for name in names]
             found = self._written(rows, seeds, options_)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from medfinetune.decoder.collator import MllamaCollator
-from medfinetune.decoder.generation import generate, perplexity
+from medfinetune.decoder.generation import generate, likelihoods, perplexity
 from medfinetune.decoder.model import load_decoder
 
 
@@ -57,3 +57,26 @@ def test_perplexity_equals_the_plain_formula(loaded, batch_size):
     scored = perplexity(model, processor, rows, batch_size=batch_size)
     assert scored["num_tokens"] == count
     assert math.isclose(scored["perplexity"], math.exp(total / count), rel_tol=1e-4)
+
+
+def test_likelihoods_add_up_to_perplexity_in_any_batch(loaded):
+    rows = chats(5)
+    sums, counts = likelihoods(*loaded, rows, batch_size=4)
+    whole = perplexity(*loaded, rows, batch_size=4)
+    assert sum(counts) == whole["num_tokens"]
+    assert math.exp(sum(sums) / sum(counts)) == pytest.approx(whole["perplexity"], rel=1e-12)
+    # An answer is i + 1 times as long as the first, each has its own end.
+    assert [count - 1 for count in counts] == [(counts[0] - 1) * (i + 1) for i in range(5)]
+    alone = [likelihoods(*loaded, [row]) for row in rows]
+    assert sums == pytest.approx([one[0][0] for one in alone], rel=1e-4)
+    assert counts == [one[1][0] for one in alone]
+    assert all(isinstance(value, kind) for values, kind in ((sums, float), (counts, int)) for value in values)
+
+
+def test_likelihoods_are_of_the_image_and_the_answer(loaded):
+    rows = chats(2)
+    own, counts = likelihoods(*loaded, rows)
+    seen, same = likelihoods(*loaded, [rows[0], rows[1] | {"images": rows[0]["images"]}])
+    assert counts == same
+    assert seen[0] == pytest.approx(own[0], rel=1e-5)
+    assert abs(seen[1] - own[1]) > 1e-3
