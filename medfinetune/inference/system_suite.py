@@ -21,6 +21,9 @@ from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.pipeline import ReportPipeline
 from medfinetune.inference.report import WritingOptions
 
+_FORESEEN = (OWN, "shuffled_everything", "no_evidence")
+"""Conditions whose perplexity is told."""
+
 
 def load_index(config: EvaluateConfig) -> ImageIndex | None:
     """The index that a config names, checked to be of its encoder and its data.
@@ -85,7 +88,9 @@ def evaluate_system(
         seed=config.seed,
     )
     writer = ControlledWriter(pipeline, pairs, chats, config.evidence, options, config.seed)
-    written = writer.write(conditions_of(config.evidence, config.variants))
+    conditions = conditions_of(config.evidence, config.variants)
+    written = writer.write(conditions)
+    foreseen = writer.likelihoods({name: one for name, one in conditions.items() if name in _FORESEEN})
     alone = {"": written.texts.get("no_evidence")}
     if config.evidence == "none" and config.num_candidates == 1:
         alone = {"": written.texts[OWN], "_shuffled_image": written.texts.get("shuffled_everything")}
@@ -108,7 +113,8 @@ def evaluate_system(
         similarities=written.similarities,
         evidence=written.evidence or None,
         compared_with=other_texts(config, list(pairs["id"])),
-        latency=pipeline.clock.figures(),
+        likelihoods=foreseen,
+        latency=written.latency,
         num_resamples=config.num_resamples,
         seed=config.seed,
     )

@@ -10,6 +10,9 @@ import pytest
 
 from medfinetune.data.phantom.folders import Sizes, write_raw_folders
 from medfinetune.data.prepare import PrepareConfig, prepare
+from medfinetune.evaluation.report_suite import CONDITIONS
+from medfinetune.inference.build import build_index
+from medfinetune.inference.config import IndexConfig
 from medfinetune.tiny import make_tiny_mllama, make_tiny_siglip
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +63,7 @@ def test_both_models(run_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"prepare", "encoder", "decoder", "seconds"}
+    assert set(results) == {"prepare", "encoder", "decoder", "reports", "seconds"}
     assert set(results["encoder"]["recall_at_1_among_4"]) == {"en", "zh"}
     assert len(results["encoder"]["zero_shot_by_attribute"]) == 8
     assert 0 <= results["encoder"]["zero_shot_accuracy_shuffled_image"] <= 1
@@ -85,6 +88,56 @@ def test_both_models(run_dir, tmp_path):
     assert set(results["encoder"]["linear_probe_by_attribute"]) == set(results["encoder"]["zero_shot_by_attribute"])
     assert "refitted" in results["encoder"]["calibration"]["match"]
     assert str(tmp_path / "index.html") in done.stdout
+
+
+def test_the_whole_system_beside_its_controls(run_dir, tmp_path, monkeypatch, capsys):
+    index = build_index(
+        IndexConfig(
+            encoder_dir=str(run_dir / "encoder"),
+            data_dir=str(run_dir / "data"),
+            output_dir=str(tmp_path / "index"),
+            zero_shot_file=str(run_dir / "raw" / "zero_shot.yaml"),
+            num_neighbours=1,
+        )
+    )
+    models = {name: run_dir / name.removesuffix("_dir") for name in ("encoder_dir", "decoder_dir", "data_dir")}
+    given = models | {
+        "index_dir": index,
+        "lexicon": "phantom",
+        "max_new_tokens": 3,
+        "num_resamples": 20,
+        "pool_size": 4,
+    }
+    given |= {"max_training_images": 0, "max_cases": 8, "evidence": "both"}
+    assert _evaluate_here(monkeypatch, output_dir=tmp_path / "one", variants="labels", **given) == 0
+    assert "reports  finding F1, nearest report copied" in capsys.readouterr().out
+    results = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
+    reports = results["reports"]
+    assert set(reports["conditions"]) == {*CONDITIONS, "evidence_labels"}
+    # It is untrained, but real reports are real reports.
+    assert reports["conditions"]["nearest_report_copied"]["finding_f1"] > 0.2
+    assert reports["conditions"]["own"]["finding_f1"] < 0.2
+    assert reports["differences"]["nearest_report_copied"]["finding_f1"]["difference_ci"][1] < 0
+    assert set(reports["latency"]) >= {"embedding", "lookup", "first_token", "per_token"}
+    assert reports["conditions"]["own"]["perplexity"] > 10
+    rows = [json.loads(line) for line in (tmp_path / "one" / "predictions.jsonl").read_text("utf-8").splitlines()]
+    truth = {row["id"]: row["reference"] for row in rows}
+    for row in rows:
+        assert row["evidence"]["neighbours"][0]["text"] == row["generated_nearest_report_copied"] != truth[row["id"]]
+        assert len(row["evidence"]["labels"]) == 8
+    table = (tmp_path / "one" / "model_card_table.md").read_text(encoding="utf-8")
+    assert "| finding F1" in table
+    assert 'id="reports"' in (tmp_path / "one" / "index.html").read_text(encoding="utf-8")
+    # The same run again, compared with the first: no difference at all.
+    compared = json.dumps({"first": str(tmp_path / "one")})
+    assert _evaluate_here(monkeypatch, output_dir=tmp_path / "two", compared_with=compared, **given) == 0
+    results = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
+    difference = results["reports"]["compared_with"]["first"]["differences"]["finding_f1"]
+    assert (difference["difference"], difference["difference_ci"]) == (0.0, [0.0, 0.0])
+    wrong = given | {"evidence": "none", "compared_with": json.dumps({"other": str(tmp_path)})}
+    assert _evaluate_here(monkeypatch, output_dir=tmp_path / "three", **wrong) == 2
+    assert "compared_with: other: " in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "three").exists()
 
 
 def test_the_encoder_alone(run_dir, tmp_path, monkeypatch):
@@ -131,6 +184,11 @@ def test_without_arguments_it_says_how(monkeypatch, capsys):
         ({"tasks": "caption"}, "no pair of the tasks caption"),
         ({"split": "dev"}, "split: 'dev' is none of"),
         ({"num_images": 3}, "num_images"),
+        ({"evidence": "labels"}, "evidence: labels needs index_dir; recipes/index.py makes it"),
+        ({"variants": "reports"}, "variants: reports needs index_dir"),
+        ({"index_dir": "nowhere"}, "nowhere: holds no whole index"),
+        ({"compared_with": "{one: nowhere}"}, "compared_with: is of reports, which decoder_dir writes"),
+        ({"rerank_weight": 2}, "rerank_weight: must be in [0, 1]"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(run_dir, tmp_path, monkeypatch, capsys, wrong, message):
