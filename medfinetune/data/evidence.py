@@ -54,10 +54,13 @@ class LabelEvidence:
         """Of the most probable value, in [0, 1]."""
         return self.probabilities[self.best]
 
+    def stated(self, language: str) -> str:
+        """The most probable value, in words, without a full stop."""
+        return (self.statement.get(language) or f"{self.task.replace('_', ' ')}: {self.best}").rstrip(".。")
+
     def words(self, language: str) -> str:
         """The most probable value, in words, with its probability."""
-        stated = self.statement.get(language) or f"{self.task.replace('_', ' ')}: {self.best}"
-        return f"{stated.rstrip('.。')} ({100 * self.probability:.0f}%)"
+        return f"{self.stated(language)} ({100 * self.probability:.0f}%)"
 
 
 @dataclass(frozen=True)

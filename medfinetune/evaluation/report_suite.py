@@ -38,6 +38,7 @@ CONDITIONS = {
     "random_evidence": "own image, evidence of another case drawn at random",
     "true_report_as_evidence": "own image, its true report as evidence: the ceiling",
     "nearest_report_copied": "no decoder: the report of the nearest training image as it stands",
+    "labels_stated": "no decoder: the encoder's most probable labels, a sentence each",
 }
 """The system and its controls; an evaluation may give others by any name, e.g. `evidence_labels`."""
 

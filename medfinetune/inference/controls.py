@@ -57,7 +57,7 @@ CONTROLS = {
     "true_report_as_evidence": Condition(evidence="truth", kind="reports"),
 }
 """Those in which the decoder writes; `report_suite.CONDITIONS` says them in words."""
-COPIED = "nearest_report_copied"
+COPIED, STATED = "nearest_report_copied", "labels_stated"
 _OF_EVIDENCE = ("shuffled_decoder", "no_evidence", "random_evidence", "true_report_as_evidence")
 
 
@@ -152,7 +152,7 @@ class ControlledWriter:
         self._found: dict[Whose, list[Evidence]] = {}
 
     def write(self, conditions: dict[str, Condition]) -> WrittenReports:
-        """Asks in each way, the system's first, and copies the nearest report where there is an index.
+        """Asks in each way, the system's first, and copies the nearest report and the labels of an index.
 
         Raises:
             InputError: A condition needs an index or an encoder, and there is none.
@@ -172,6 +172,10 @@ class ControlledWriter:
         if self._pipeline.finder is not None:
             near = [evidence.neighbours for evidence in self._evidence("own")]
             written.texts[COPIED] = [own[0].text if own else "" for own in near]
+            labels = [evidence.labels for evidence in self._evidence("own")]
+            if any(labels):
+                pairs = zip(labels, self._languages, strict=True)
+                written.texts[STATED] = [_sentences([label.stated(lang) for label in own], lang) for own, lang in pairs]
         if self._embeds is not None:
             for name, texts in written.texts.items():
                 written.similarities[name] = (self._embed_texts(texts) * self._embeds).sum(dim=1).tolist()
@@ -283,3 +287,7 @@ class ControlledWriter:
         return torch.cat(
             [self._pipeline.embedder.texts(texts[start : start + size]) for start in range(0, len(texts), size)]
         )
+
+
+def _sentences(words: Sequence[str], language: str) -> str:
+    return "".join(f"{one}。" for one in words) if language == "zh" else " ".join(f"{one}." for one in words)

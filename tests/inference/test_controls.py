@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from medfinetune.data.evidence import Evidence, Neighbour, evidence_words, with_evidence
+from medfinetune.data.evidence import Evidence, LabelEvidence, Neighbour, evidence_words, with_evidence
 from medfinetune.decoder.generation import likelihoods
 from medfinetune.errors import InputError
 from medfinetune.evaluation.cases import Chats, FirstImages, load_cases, references
 from medfinetune.inference import controls
 from medfinetune.inference import pipeline as module
-from medfinetune.inference.controls import CONTROLS, COPIED, Condition, ControlledWriter, conditions_of
+from medfinetune.inference.controls import CONTROLS, COPIED, STATED, Condition, ControlledWriter, conditions_of
 from medfinetune.inference.pipeline import ReportPipeline
 from medfinetune.inference.report import WritingOptions
 
@@ -192,7 +192,12 @@ def test_what_comes_of_it(pipeline, new_cases, seen):
     writer = ControlledWriter(fresh, pairs, chats, "labels", OPTIONS)
     written = writer.write(dict(reversed(conditions_of("labels", ["reports"]).items())))
     assert next(iter(written.texts)) == "own"
-    assert list(written.texts)[-1] == COPIED
+    assert list(written.texts)[-2:] == [COPIED, STATED]
+    for text, told in zip(written.texts[STATED], written.evidence, strict=True):
+        language = "zh" if any("一" <= sign <= "鿿" for sign in text) else "en"
+        stop = "。" if language == "zh" else "."
+        stated = [LabelEvidence(**label).stated(language) for label in told["labels"]]
+        assert [part.strip() for part in text.split(stop)[:-1]] == stated
     assert written.texts["own"] == [f"{name} 0" for name in chats["id"]]
     assert not written.left_out
     # Labels are told, reports only in the variant and to the one who copies.
@@ -216,7 +221,7 @@ def _neighbours(pipeline, chats):
 
 def test_a_system_that_is_told_nothing_copies_all_the_same(pipeline, new_cases, seen):
     written = ControlledWriter(pipeline, *new_cases, "none", OPTIONS).write(conditions_of("none"))
-    assert set(written.texts) == {"own", "shuffled_everything", "blank_image", COPIED}
+    assert set(written.texts) == {"own", "shuffled_everything", "blank_image", COPIED, STATED}
     assert written.evidence == []
     assert not any("Reports of similar" in prompt(row) for rows in seen.values() for row, _ in rows)
 
@@ -239,7 +244,7 @@ def test_images_that_cannot_be_shuffled(pipeline, new_cases, seen):
     writer = ControlledWriter(pipeline, pairs, chats, "both", OPTIONS)
     written = writer.write(conditions_of("both"))
     assert set(written.left_out) == set(OF_IMAGES)
-    assert set(written.texts) == {"own", *CONTROLS, COPIED} - set(OF_IMAGES)
+    assert set(written.texts) == {"own", *CONTROLS, COPIED, STATED} - set(OF_IMAGES)
     assert all("one image belongs to 2 of 2 cases" in why for why in written.left_out.values())
     assert writer.likelihoods({name: CONTROLS[name] for name in OF_IMAGES}) == {}
 
