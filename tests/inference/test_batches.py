@@ -68,15 +68,16 @@ def test_reports_stand_in_the_order_of_the_input(config):
     assert write(config, Writer()).num_new == 0
 
 
+@pytest.mark.parametrize("num_lost", [1, 9])  # the end of the line alone, and a part of it
 @pytest.mark.parametrize("ends_after", [0, 1, 6, 13])
-def test_a_run_that_was_ended_goes_on(config, ends_after):
+def test_a_run_that_was_ended_goes_on(config, ends_after, num_lost):
     first, second = Writer(ends_after), Writer()
     with pytest.raises(KeyboardInterrupt):
         write(config, first)
     shards = sorted((module.Path(config.output_dir) / "shards").iterdir())
     torn = [path for path in shards if path.stat().st_size]
     if torn:  # the last line was written in part
-        torn[-1].write_bytes(torn[-1].read_bytes()[:-9])
+        torn[-1].write_bytes(torn[-1].read_bytes()[:-num_lost])
     write(config, second)
     lost = first.written[-1:] if torn else []
     assert sorted(first.written + second.written) == sorted([f"im-{i}.png" for i in range(20)] + lost)

@@ -85,6 +85,13 @@ def test_search_goes_on_until_enough_remain():
     assert alone.nearest(query, 3, patients=["p0"]) == [[]]
 
 
+def test_the_same_pixels_are_left_out_where_no_patient_is_known():
+    nobody = rows(6).map(lambda row: {"patients": []}, features=FEATURES)
+    index = ImageIndex.build(vectors(6), nobody)
+    found = numbers(index.nearest(vectors(6)[:1], 6, [["second0", "pixels3"]]))[0]
+    assert sorted(found) == [1, 2, 4, 5]
+
+
 def test_a_patient_of_the_same_name_in_another_source_is_another():
     index = ImageIndex.build(vectors(4), rows(4))
     query = vectors(4)[:1]
