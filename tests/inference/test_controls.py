@@ -140,10 +140,12 @@ def lookups(pipeline, monkeypatch):
     return found
 
 
-def test_cases_of_the_index_are_never_told_themselves(pipeline, known_cases, seen, lookups):
+@pytest.mark.parametrize("named", [True, False])
+def test_cases_of_the_index_are_never_told_themselves(pipeline, known_cases, seen, lookups, named):
     """Neither their pixels nor their patients, and no way leads back to them over the image of another."""
     pairs, chats = known_cases
-    writer = ControlledWriter(pipeline, pairs, chats, "both", OPTIONS)
+    unnamed = pairs.remove_columns("patient_id").add_column("patient_id", [None] * len(pairs))
+    writer = ControlledWriter(pipeline, pairs if named else unnamed, chats, "both", OPTIONS)
     written = writer.write({name: CONTROLS[name] for name in ("shuffled_everything", "random_evidence")})
     owner = {pair["id"]: row for row in pipeline.finder.index.rows for pair in row["pairs"]}
     of_own, of_other = lookups
