@@ -20,6 +20,7 @@ from medfinetune.errors import InputError
 
 Config = TypeVar("Config")
 _SECONDS_TO_BE_ENDED = 5
+_RECIPES = ("prepare", "encoder", "decoder", "evaluate", "index", "report")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -109,7 +110,7 @@ def parse(
 def _kind_of(path: str | Path) -> str | None:
     """Whose config a file is, where its folder says so and it is not that of the recipe that runs."""
     kind = Path(path).resolve().parent.name
-    return kind if kind in ("prepare", "encoder", "decoder", "evaluate", "index", "report") and kind != Path(sys.argv[0]).stem else None
+    return kind if kind in _RECIPES and kind != Path(sys.argv[0]).stem else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
