@@ -26,6 +26,7 @@ def evaluate_decoder(
     batch_size: int = 16,
     seed: int = 0,
     texts: Mapping[str, Sequence[str]] | None = None,
+    image_rows: list[int] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Generates text for held-out chats, with their own images and with those of others, and scores it.
 
@@ -36,7 +37,8 @@ def evaluate_decoder(
         max_length: Tokens of a chat that perplexity is measured on.
         seed: Shuffles the images.
         texts: What was written already, greedily and without evidence: of the cases' own images (an empty name), of
-            those of others (`_shuffled_image`, shuffled by the same seed).
+            those of others (`_shuffled_image`, of `image_rows`).
+        image_rows: For each case the place of the case whose images it gets; drawn by `pixel_keys` where left out.
 
     Returns:
         The figures as a plain dict, and a row for each case: `id`, `language`, `reference`, `generated`,
@@ -57,7 +59,9 @@ def evaluate_decoder(
     runs: list[tuple[str, list[int] | None]] = [("", None)]
     try:
         # A chat that speaks of two images needs two.
-        runs.append(("_shuffled_image", derangement(pixel_keys, seed, strata=[len(key) for key in pixel_keys])))
+        if image_rows is None:
+            image_rows = derangement(pixel_keys, seed, strata=[len(key) for key in pixel_keys])
+        runs.append(("_shuffled_image", image_rows))
     except InputError as error:
         result["no_shuffled_image"] = str(error)
     for suffix, image_rows in runs:

@@ -104,7 +104,11 @@ def conditions_of(kind: EvidenceKind, variants: Sequence[str] = ()) -> dict[str,
 
 
 class ControlledWriter:
-    """Asks a pipeline about the same cases in different ways."""
+    """Asks a pipeline about the same cases in different ways.
+
+    Attributes:
+        others: For each case the place of the case whose images it gets; None where images cannot be shuffled.
+    """
 
     def __init__(
         self,
@@ -139,17 +143,23 @@ class ControlledWriter:
         self._keys = [list(keys) for keys in pairs["pixel_sha256"]]
         owners = zip(pairs["source"], pairs["patient_id"], strict=True)
         self._patients: list[Hashable | None] = [(source, patient) if patient else None for source, patient in owners]
-        self._others: list[int] | None = None
-        self._why_not = ""
-        try:
-            # Cases that share one image of several do not swap either.
-            links = sorted((key, row) for row, keys in enumerate(self._keys) for key in keys)
-            images = join(links, len(self._keys))
-            self._others = derangement(images, seed, strata=[len(keys) for keys in self._keys])
-        except InputError as error:
-            self._why_not = str(error)
+        self.others, self._why_not = self._shuffle(seed)
         self._embeds = self._embed() if pipeline.embedder is not None else None
         self._found: dict[Whose, list[Evidence]] = {}
+
+    def _shuffle(self, seed: int) -> tuple[list[int] | None, str]:
+        """Whose images each case gets, or why there are none to give."""
+        # Cases that share one image of several do not swap, and neither do those of a patient, where there are others.
+        shared = [(key, row) for row, keys in enumerate(self._keys) for key in keys]
+        owned = [(f"patient: {patient}", row) for row, patient in enumerate(self._patients) if patient]
+        why = ""
+        for links in ([*shared, *owned], shared):
+            try:
+                groups = join(sorted(links), len(self._keys))
+                return derangement(groups, seed, strata=[len(keys) for keys in self._keys]), ""
+            except InputError as error:
+                why = str(error)
+        return None, why
 
     def write(self, conditions: dict[str, Condition]) -> WrittenReports:
         """Asks in each way, the system's first, and copies the nearest report and the labels of an index.
@@ -163,7 +173,7 @@ class ControlledWriter:
             of_system = (told(one, self._kind, self._options.min_probability) for one in self._evidence("own"))
             written.evidence = [evidence.to_dict() for evidence in of_system]
         for name in sorted(conditions, key=lambda name: name != OWN):
-            if conditions[name].needs_others and self._others is None:
+            if conditions[name].needs_others and self.others is None:
                 written.left_out[name] = self._why_not
                 continue
             written.texts[name] = self._texts(name, conditions[name])
@@ -196,7 +206,7 @@ class ControlledWriter:
         self._require(conditions)
         found, known, options = {}, {}, self._options
         for name, condition in conditions.items():
-            if condition.needs_others and self._others is None:
+            if condition.needs_others and self.others is None:
                 continue
             way = (condition.image, condition.evidence, condition.kind)  # candidates are nothing to a given text
             if way not in known:
@@ -244,8 +254,8 @@ class ControlledWriter:
 
     def _places(self, whose: Whose) -> list[int]:
         if whose == "other":
-            assert self._others is not None
-            return self._others
+            assert self.others is not None
+            return self.others
         return list(range(len(self._languages)))
 
     def _evidence(self, whose: Whose) -> list[Evidence]:

@@ -104,6 +104,7 @@ def evaluate_system(
         max_length=config.max_length,
         batch_size=config.batch_size,
         seed=config.seed,
+        image_rows=writer.others,
         texts={suffix: texts for suffix, texts in alone.items() if texts is not None},
     )
     results["reports"], scored = score_reports(

@@ -273,6 +273,21 @@ def test_cases_that_share_one_of_several_images_do_not_swap(alone, seen):
             assert not {hashlib.sha256(drawn[own].tobytes()).hexdigest() for own in names} & set(others)
 
 
+def test_patients_do_not_swap_their_own_images(alone):
+    table = {"id": list("123456"), "pixel_sha256": [[name] for name in "abcdef"], "messages": [[]] * 6}
+    table |= {"images": [[]] * 6, "language": ["en"] * 6, "source": ["s"] * 6}
+    owners = ["p", "p", "q", "q", None, ""]
+    cases = datasets.Dataset.from_dict(table | {"patient_id": owners})
+    for seed in range(8):
+        others = ControlledWriter(alone, cases, cases, "none", OPTIONS, seed).others
+        assert sorted(others) == list(range(6))
+        assert all(owners[i] != owners[other] for i, other in enumerate(others) if owners[i])
+    # Where nearly all are one patient's, another image of that patient is the best there is.
+    cases = datasets.Dataset.from_dict(table | {"patient_id": ["p"] * 5 + ["q"]})
+    others = ControlledWriter(alone, cases, cases, "none", OPTIONS).others
+    assert all(i != other for i, other in enumerate(others))
+
+
 def test_candidates_are_held_against_the_image_of_the_condition(pipeline, new_cases, seen, monkeypatch):
     held, really = [], module.rank_candidates
 
