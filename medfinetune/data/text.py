@@ -63,4 +63,4 @@ def meaning(text: str) -> str:
 
 def language_of(text: str) -> Literal["en", "zh"]:
     """`zh` where a text has a Chinese character, else `en`."""
-    return "zh" if any("一" <= character <= "鿿" for character in text) else "en"
+    return "zh" if any("\u3400" <= character <= "\u9fff" for character in text) else "en"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medfinetune.data.folders import walk
 from medfinetune.data.schema import EMPTY_TEXT, OTHER_LANGUAGE, Dropped, Record
-from medfinetune.data.sources.reports import language_of
 from medfinetune.data.tables import check_encoding, encoding_of
+from medfinetune.data.text import language_of
 from medfinetune.errors import InputError
 
 _LEFT_ALONE = re.compile(r"\..*|thumbs\.db|desktop\.ini|dicomdir", re.IGNORECASE)

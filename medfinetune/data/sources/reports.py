@@ -20,7 +20,7 @@ from medfinetune.data.schema import (
     Split,
 )
 from medfinetune.data.tables import WHOLE_FLOAT, Row, check_encoding, read_table, whole_number_columns
-from medfinetune.data.text import tidy
+from medfinetune.data.text import language_of, tidy
 from medfinetune.errors import InputError
 
 OPTIONAL_COLUMNS = ("language", "split", "patient_id", "study_id", "label", "license", "task", "question", "answer")
@@ -40,7 +40,6 @@ _LANGUAGES = {
 }
 _LANGUAGE_CODES = {name: code for code, names in _LANGUAGES.items() for name in names}
 _QUESTION_MARKS = ("?", "？")
-_CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 def read(
@@ -184,11 +183,6 @@ def _language(cell: str) -> str:
     """The code of a language's name, as in `zh-CN`, `Chinese` and `Chinese (simplified)`; the name where unknown."""
     words = re.split(r"[\W_]+", cell.lower())
     return next((_LANGUAGE_CODES[word] for word in words if word in _LANGUAGE_CODES), cell.lower())
-
-
-def language_of(text: str) -> str:
-    """`zh` where the text holds Chinese characters, else `en`."""
-    return "zh" if _CHINESE.search(text) else "en"
 
 
 def _images(path: Path, cell: Any, incoming_dir: Path | None) -> list[Path]:
