@@ -27,6 +27,7 @@ from medfinetune.evaluation.summary import describe_results
 from medfinetune.evaluation.tasks import read_tasks
 from medfinetune.inference.controls import conditions_of
 from medfinetune.inference.system_suite import evaluate_system, load_index, other_texts
+from medfinetune.inference.trained import warn_of_evidence
 from medfinetune.parser import parse, run
 
 
@@ -46,6 +47,9 @@ def main() -> None:
     other_texts(config, list(pairs["id"]))  # what is wrong with them is told before hours of writing
     if config.decoder_dir:
         conditions_of(config.evidence, config.variants)
+        warning = warn_of_evidence(config.decoder_dir, config.evidence)
+        if warning:
+            print(warning, file=sys.stderr)
     if config.dry_run:
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

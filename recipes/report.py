@@ -16,6 +16,7 @@ from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.launch import is_launched, is_launched_here, join_processes, launch
 from medfinetune.inference.listing import count_requests
 from medfinetune.inference.pipeline import ReportPipeline
+from medfinetune.inference.trained import warn_of_evidence
 from medfinetune.parser import parse, run
 
 
@@ -29,6 +30,9 @@ def main() -> None:
     num_requests = count_requests(config)
     if config.index_dir is not None and not is_launched():
         ImageIndex.load(config.index_dir, encoder_hash(config.encoder_dir, config.encoder_revision))
+    warning = warn_of_evidence(config.decoder_dir, config.evidence) if config.evidence else ""
+    if warning and not is_launched():
+        print(warning, file=sys.stderr)
     if config.dry_run:
         print(f"{config.input}: {num_requests:,} reports would be written to {config.output_dir}")
         return

@@ -27,6 +27,7 @@ from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions, requests_of
 from medfinetune.inference.rerank import Candidate, rank_candidates
 from medfinetune.inference.told_chats import ToldChats
+from medfinetune.inference.trained import trained_evidence
 
 
 class ReportPipeline:
@@ -37,6 +38,8 @@ class ReportPipeline:
             print(report.text, report.match_probability, report.warnings)
 
     Attributes:
+        trained_with: The evidence that the decoder was trained with, which it is told where nothing else is asked for;
+            None where nobody says.
         clock: Seconds by stage since the pipeline was made: `embedding`, `lookup`, `first_token`, `per_token` and
             `scoring`.
     """
@@ -63,6 +66,7 @@ class ReportPipeline:
         self.decoder, self.decoder_processor = decoder.eval(), decoder_processor
         self.finder = EvidenceFinder(index) if index is not None else None
         self.lexicon = lexicon
+        self.trained_with: EvidenceKind | None = None
         self.clock = StageClock(decoder.device)
 
     @classmethod
@@ -96,14 +100,10 @@ class ReportPipeline:
             found = ImageIndex.load(index, encoder_hash(str(encoder), encoder_revision))
         seeing, seeing_processor = load_encoder(str(encoder), encoder_revision)
         writing, writing_processor = load_decoder(str(decoder), decoder_revision, dtype)
-        return cls(
-            seeing.to(device),
-            seeing_processor,
-            writing.to(device),
-            writing_processor,
-            found,
-            load_lexicon(lexicon) if lexicon is not None else None,
-        )
+        agreeing = load_lexicon(lexicon) if lexicon is not None else None
+        pipeline = cls(seeing.to(device), seeing_processor, writing.to(device), writing_processor, found, agreeing)
+        pipeline.trained_with = trained_evidence(decoder)
+        return pipeline
 
     def __call__(
         self,
@@ -238,7 +238,9 @@ class ReportPipeline:
     def _kind(self, options: WritingOptions) -> EvidenceKind:
         if self.finder is None and options.evidence not in (None, "none"):
             raise InputError(f"evidence: {options.evidence} needs an index; recipes/index.py makes it")
-        return options.evidence or ("both" if self.finder is not None else "none")
+        if options.evidence is None and self.finder is not None:
+            return self.trained_with or "both"
+        return options.evidence or "none"
 
     def _embedded(self, images: Sequence[Image.Image]) -> Tensor:
         with self.clock.stage("embedding", num_items=len(images)):

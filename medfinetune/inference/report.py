@@ -101,7 +101,8 @@ class WritingOptions:
     """How reports are written.
 
     Attributes:
-        evidence: What goes into the prompt; `both` where there is an index and `none` where there is none, if left out.
+        evidence: What goes into the prompt. Left out, `none` without an index; with one what the decoder was trained
+            with, or `both` where nobody says.
         task: Whose words ask for the text.
         num_candidates: Texts written of an image: the greedy one, and so many less one that are drawn.
         temperature: Of the draws.

@@ -83,6 +83,15 @@ def test_evidence_goes_into_the_prompt(pipeline, image_files, prompts, kind):
     assert any(report.evidence.labels for report in reports) == (kind in ("labels", "both"))
 
 
+def test_it_is_told_what_it_was_trained_with(pipeline, image_files, prompts, monkeypatch):
+    for trained, told in (("none", "none"), ("labels", "labels"), (None, "both")):
+        monkeypatch.setattr(pipeline, "trained_with", trained)
+        assert [report.evidence_kind for report in pipeline(image_files[:1], max_new_tokens=1)] == [told]
+    assert [report.evidence_kind for report in pipeline(image_files[:1], evidence="reports", max_new_tokens=1)] == [
+        "reports"
+    ]
+
+
 def test_the_own_image_and_patient_are_never_told(pipeline, phantom_dir):
     train = load_chats(phantom_dir / "data", "train").filter(lambda row: row["task"] == "report")
     row = train[0]

@@ -1,0 +1,26 @@
+import pytest
+
+from medfinetune.inference.trained import trained_evidence, warn_of_evidence
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "known", "warning"),
+    [
+        ("evidence: both\n", "labels", "both", ""),
+        ("evidence: none\n", "none", "none", ""),
+        ("evidence: none\n", "both", "none", "was trained without evidence: told both, it may write worse"),
+        ("evidence: labels\n", "reports", "labels", "was trained with evidence: labels, and is told reports"),
+        ("learning_rate: 1.0\n", "both", None, ""),
+        ("evidence: 7\n", "both", None, ""),
+        ("- of another program\n", "both", None, ""),
+        (None, "both", None, ""),
+    ],
+)
+def test_what_a_decoder_was_told_is_read_from_its_run(tmp_path, config, kind, known, warning):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    assert trained_evidence(tmp_path) == known
+    said = warn_of_evidence(tmp_path, kind)
+    assert (warning in said) if warning else said == ""
+    if warning:
+        assert said.startswith(f"warning: {tmp_path} ")
