@@ -63,7 +63,7 @@ class FindingAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Share of the references' findings (attribute, negation, side, grade) that the predictions "
             "state rightly; one left out counts as wrong.",
-            citation="The recall side of FindingF1; a rule-based reading as in Irvin et al. 2019, CheXpert, arXiv:1901.07031",
+            citation="The recall side of FindingF1; read by rules as in Irvin et al. 2019, CheXpert, arXiv:1901.07031",
             inputs_description="predictions and references: texts, in [0, 1]; languages: optional, one for each text.",
             features=_TEXTS,
         )
