@@ -90,7 +90,8 @@ def write_raw_folders(output_dir: Path, seed: int = 0, sizes: Sizes | None = Non
         _write_slake(output_dir / "slake" / "Slake1.0", sizes.slake, rng, progress)
         _write_reports(output_dir, sizes, rng, progress)
     prompts = zero_shot_tasks(rng)
-    (output_dir / "zero_shot.yaml").write_text(yaml.safe_dump(prompts, allow_unicode=True), encoding="utf-8")
+    text = yaml.dump(prompts, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
+    (output_dir / "zero_shot.yaml").write_text(text, encoding="utf-8")
 
 
 def _random_findings(rng: np.random.Generator) -> Findings:
