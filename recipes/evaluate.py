@@ -25,7 +25,7 @@ from medfinetune.evaluation.model_card_table import TABLE_FILE, model_card_table
 from medfinetune.evaluation.page import write_page, write_results
 from medfinetune.evaluation.summary import describe_results
 from medfinetune.evaluation.tasks import read_tasks
-from medfinetune.inference.controls import conditions_of
+from medfinetune.inference.conditions import conditions_of
 from medfinetune.inference.system_suite import evaluate_system, load_index, other_texts
 from medfinetune.inference.trained import warn_of_evidence
 from medfinetune.parser import parse, run

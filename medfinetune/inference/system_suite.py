@@ -15,7 +15,8 @@ from medfinetune.evaluation.page import PREDICTIONS_FILE
 from medfinetune.evaluation.paired import OWN, read_texts
 from medfinetune.evaluation.report_cases import report_cases
 from medfinetune.evaluation.report_suite import score_reports
-from medfinetune.inference.controls import ControlledWriter, conditions_of
+from medfinetune.inference.conditions import conditions_of
+from medfinetune.inference.controls import ControlledWriter
 from medfinetune.inference.fingerprint import data_hash, encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.pipeline import ReportPipeline

@@ -41,8 +41,9 @@ from medfinetune.evaluation.lexicon import load_lexicon  # noqa: E402
 from medfinetune.evaluation.report_cases import ReportCase, report_cases  # noqa: E402
 from medfinetune.evaluation.report_suite import score_reports  # noqa: E402
 from medfinetune.inference.build import build_index, read_evidence  # noqa: E402
+from medfinetune.inference.conditions import conditions_of  # noqa: E402
 from medfinetune.inference.config import IndexConfig  # noqa: E402
-from medfinetune.inference.controls import ControlledWriter, conditions_of  # noqa: E402
+from medfinetune.inference.controls import ControlledWriter  # noqa: E402
 from medfinetune.inference.pipeline import ReportPipeline  # noqa: E402
 from medfinetune.inference.report import WritingOptions  # noqa: E402
 from medfinetune.parser import parse  # noqa: E402

@@ -15,7 +15,8 @@ from medfinetune.errors import InputError
 from medfinetune.evaluation.cases import Chats, FirstImages, load_cases, references
 from medfinetune.inference import controls
 from medfinetune.inference import pipeline as module
-from medfinetune.inference.controls import CONTROLS, COPIED, STATED, Condition, ControlledWriter, conditions_of
+from medfinetune.inference.conditions import CONTROLS, COPIED, STATED, Condition, conditions_of
+from medfinetune.inference.controls import ControlledWriter
 from medfinetune.inference.pipeline import ReportPipeline
 from medfinetune.inference.report import WritingOptions
 
