@@ -44,7 +44,10 @@ _Loader.add_implicit_resolver(
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         # argparse would print the usage of 150 options above the one line that matters.
-        raise InputError(f"command line: {message} (--help lists the options)")
+        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"command line: {message} ({hint}--help lists the options)")
 
 
 def parse(
@@ -98,7 +101,8 @@ def parse(
     try:
         return config_class(**checked)
     except InputError as error:
-        raise InputError(f"{path or 'command line'}: {error}") from error
+        named = str(error).partition(":")[0]
+        raise InputError(f"{'command line' if named in given or path is None else path}: {error}") from error
     except (ValueError, ImportError) as error:
         # TrainingArguments checks its own combinations, with messages of several lines.
         message = " ".join(str(error).split())
@@ -178,6 +182,7 @@ def _argument_parser(config_class: type, fields: dict[str, dataclasses.Field], d
     other = parser.add_argument_group("options of the Hugging Face trainer") if inherited else own
     for name, field in fields.items():
         help_text = str(field.metadata.get("help", ""))
+        help_text += _values_of(hints[name], help_text)
         if not _has_no_default(field):
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
             help_text += f" (default: {getattr(default, 'value', default)})"
@@ -188,6 +193,13 @@ def _argument_parser(config_class: type, fields: dict[str, dataclasses.Field], d
             kwargs |= {"nargs": "+"}
         (other if name in inherited else own).add_argument(f"--{name}", **kwargs)
     return parser
+
+
+def _values_of(hint: Any, help_text: str) -> str:
+    """The values that a key takes, where they are few and its help does not name them."""
+    parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is typing.Literal]
+    values = [str(value) for part in parts for value in typing.get_args(part)]
+    return f" [{', '.join(values)}]" if any(value not in help_text for value in values) else ""
 
 
 def _has_no_default(field: dataclasses.Field) -> bool:

@@ -17,7 +17,7 @@ from medfinetune.data.prepare import REPORT_FILE
 from medfinetune.decoder.model import load_decoder
 from medfinetune.encoder.model import load_encoder
 from medfinetune.errors import InputError
-from medfinetune.evaluation.cases import load_cases, load_other_splits
+from medfinetune.evaluation.cases import load_cases, load_other_splits, references
 from medfinetune.evaluation.config import EvaluateConfig
 from medfinetune.evaluation.encoder_suite import SuiteOptions, check_tasks, evaluate_encoder
 from medfinetune.evaluation.lexicon import load_lexicon
@@ -25,9 +25,7 @@ from medfinetune.evaluation.model_card_table import TABLE_FILE, model_card_table
 from medfinetune.evaluation.page import write_page, write_results
 from medfinetune.evaluation.summary import describe_results
 from medfinetune.evaluation.tasks import read_tasks
-from medfinetune.inference.conditions import conditions_of
-from medfinetune.inference.system_suite import evaluate_system, load_index, other_texts
-from medfinetune.inference.trained import warn_of_evidence
+from medfinetune.inference.system_suite import check_system, evaluate_system
 from medfinetune.parser import parse, run
 
 
@@ -43,17 +41,13 @@ def main() -> None:
     pairs, chats = load_cases(config.data_dir, config.split, config.tasks, config.max_cases, config.seed)
     print(f"{config.data_dir}: {len(pairs):,} cases of the split {config.split}")
     check_tasks(tasks, pairs)
-    index = load_index(config)
-    other_texts(config, list(pairs["id"]))  # what is wrong with them is told before hours of writing
-    if config.decoder_dir:
-        conditions_of(config.evidence, config.variants)
-        warning = warn_of_evidence(config.decoder_dir, config.evidence)
-        if warning:
-            print(warning, file=sys.stderr)
+    index, warnings = check_system(config, list(pairs["id"]), references(chats), lexicon)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if config.dry_run:
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    results, predictions, encoder = {"seconds": {}}, [], None
+    results, predictions, encoder = {"split": config.split, "seconds": {}}, [], None
     report = Path(config.data_dir) / REPORT_FILE
     if report.is_file():
         results["prepare"] = json.loads(report.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from medfinetune.errors import InputError
 from medfinetune.evaluation.tasks import read_tasks
 from medfinetune.inference.build import build_index, describe, is_needed
 from medfinetune.inference.config import IndexConfig
-from medfinetune.inference.index import read_info
+from medfinetune.inference.index import INDEX_FILE, read_info
 from medfinetune.parser import parse, run, save_config
 
 
@@ -27,11 +27,14 @@ def main() -> None:
         needed = is_needed(Path(config.output_dir), made_of, config.overwrite)
         print(f"{config.output_dir}: {'would be built' if needed else 'is up to date'}")
         return
+    file = Path(config.output_dir, INDEX_FILE)
+    before = file.stat().st_mtime_ns if file.is_file() else None
     folder = build_index(config)
+    built = file.stat().st_mtime_ns != before
     save_config(config, folder / "config.yaml")
     info = read_info(folder)
     kind = "exact" if info["index_type"] == "flat" else f"{info['num_cells']} cells, recall {info['recall_at_10']:.3f}"
-    print(f"{folder}: {info['num_images']:,} images ({kind})")
+    print(f"{folder}: {'built' if built else 'unchanged'}, {info['num_images']:,} images ({kind})")
     for label in info["labels"]:
         fitted = f"calibrated on {label['num_truths']} images" if label["num_truths"] else "as the encoder was trained"
         print(f"  label {label['name']}: {fitted}")

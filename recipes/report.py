@@ -32,7 +32,7 @@ def main() -> None:
         ImageIndex.load(config.index_dir, encoder_hash(config.encoder_dir, config.encoder_revision))
     warning = warn_of_evidence(config.decoder_dir, config.evidence) if config.evidence else ""
     if warning and not is_launched():
-        print(warning, file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
     if config.dry_run:
         print(f"{config.input}: {num_requests:,} reports would be written to {config.output_dir}")
         return

@@ -6,6 +6,8 @@ import pytest
 from medfinetune.decoder.config import MllamaSFTConfig
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.errors import InputError
+from medfinetune.evaluation.config import EvaluateConfig
+from medfinetune.inference.config import ReportConfig
 from medfinetune.parser import parse, run, save_config
 
 
@@ -117,3 +119,24 @@ def test_saved_config_is_read_back(tmp_path):
     text = (tmp_path / "c" / "config.yaml").read_text()
     assert "data_dir: d\n" in text
     assert "temperature_bias_init: null\n" in text
+
+
+def test_a_misspelt_option_is_told_the_nearest():
+    with pytest.raises(InputError, match=r"unrecognized arguments: --languges en \(did you mean --languages\? --help"):
+        parse(Config, "", argv=["--output_dir", "o", "--languges", "en"])
+
+
+def test_a_wrong_value_is_blamed_on_where_it_stands(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data_dir: d\noutput_dir: o\nencoder_dir: e\npool_size: 1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"run\.yaml: pool_size: must be at least 2"):
+        parse(EvaluateConfig, "", argv=["--config", str(path)])
+    with pytest.raises(InputError, match=r"^command line: split: 'dev' is none of"):
+        parse(EvaluateConfig, "", argv=["--config", str(path), "--pool_size", "2", "--split", "dev"])
+
+
+def test_help_names_the_values_that_a_key_takes(capsys):
+    with pytest.raises(SystemExit):
+        parse(ReportConfig, "", argv=["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of reports whose row names none [en, zh] (default: en)" in shown

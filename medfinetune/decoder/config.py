@@ -156,10 +156,11 @@ class MllamaSFTConfig(SFTConfig):
             "(of similar training images), both."
         },
     )
-    evidence_index: str = field(
-        default="", metadata={"help": "Folder of the index that recipes/index.py writes; built there where it is not."}
+    evidence_index: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the index that recipes/index.py writes; built there where it is not."},
     )
-    evidence_encoder: str = field(default="", metadata={"help": "The SigLIP to build evidence_index with."})
+    evidence_encoder: str | None = field(default=None, metadata={"help": "The SigLIP to build evidence_index with."})
     evidence_tasks: list[str] = field(
         default_factory=list,
         metadata={"help": "Zero-shot files (or their names in the library) whose labels evidence tells."},

@@ -45,12 +45,12 @@ class EvaluateConfig:
         default_factory=dict,
         metadata={"help": "name: output folder of another run on the same cases, for paired differences"},
     )
-    split: str = field(default="test", metadata={"help": "the split that is evaluated"})
+    split: str = field(default="test", metadata={"help": "the split that is evaluated: test, validation, train"})
     tasks: list[str] = field(default_factory=lambda: ["report"], metadata={"help": "the tasks that are evaluated"})
     max_cases: int | None = field(default=None, metadata={"help": "so many cases, drawn at random; all where left out"})
     lexicon: str | None = field(
         default=None,
-        metadata={"help": "for finding accuracy: the name of a lexicon of the library (phantom), or a YAML file"},
+        metadata={"help": "for finding F1 and accuracy: chest, knee, skin, slake, phantom, or a YAML file of your own"},
     )
     zero_shot_file: str | list[str] | None = field(
         default=None,

@@ -93,11 +93,13 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
         raise InputError(
             f"lexicon {name_or_path}: no such file, and no lexicon of that name (known: {', '.join(known)})"
         )
-    return _load(path)
+    stat = path.stat()
+    return _load(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache
-def _load(path: Path) -> Lexicon:
+def _load(path: Path, *_changed: int) -> Lexicon:
+    # Kept until the file changes: whoever writes a lexicon of their own loads it again and again.
     content = read_yaml(path)
     unknown = set(content) - {"findings", "questions_count", "ignored"}
     if unknown:
@@ -151,6 +153,9 @@ class _Cues:
 
 def _phrases_by_value(entry: dict[str, Any], where: str) -> dict[str, list[str]]:
     templates = _phrases(entry.get("templates", {"any": ["{}"]}), f"{where}: templates")
+    for template in templates:
+        if "{}" not in template:
+            raise InputError(f"{where}: templates: {template!r} has no {{}}, where a value's word is put")
     result = {}
     for value, by_language in entry["values"].items():
         words = _phrases(by_language, f"{where}: values: {value}")

@@ -10,8 +10,10 @@ def describe_results(results: dict[str, Any]) -> str:
     Args:
         results: What `recipes/evaluate.py` writes.
     """
-    parts = _encoder(results.get("encoder")), _decoder(results.get("decoder")), _reports(results.get("reports"))
-    return "\n".join(line for part in parts for line in part)
+    of_decoder, reports = _decoder(results.get("decoder")), results.get("reports")
+    if (reports or {}).get("evidence", "none") != "none":
+        of_decoder = [line.replace("decoder ", "decoder, told nothing ", 1) for line in of_decoder]
+    return "\n".join([*_encoder(results.get("encoder")), *of_decoder, *_reports(reports)])
 
 
 def _encoder(figures: dict[str, Any] | None) -> list[str]:
@@ -31,6 +33,7 @@ def _encoder(figures: dict[str, Any] | None) -> list[str]:
 
 
 def _decoder(figures: dict[str, Any] | None) -> list[str]:
+    """Of the decoder that is told nothing."""
     if not figures:
         return []
     shuffled = "images shuffled"
@@ -53,14 +56,17 @@ def _decoder(figures: dict[str, Any] | None) -> list[str]:
 
 def _reports(figures: dict[str, Any] | None) -> list[str]:
     """Finding F1 of the system and of all that it was held against, with intervals and paired differences."""
-    lines = []
-    for name, found in ((figures or {}).get("conditions") or {}).items():
+    lines, known = [], figures or {}
+    systems = [(name, found, known["differences"]) for name, found in (known.get("conditions") or {}).items()]
+    for name, other in (known.get("compared_with") or {}).items():
+        systems.append((f"run {name}", other["figures"], {f"run {name}": other["differences"]}))
+    for name, found, differences in systems:
         value = found.get("finding_f1")
         if value is None:
             continue
         limits, line = found.get("finding_f1_ci"), f"reports  finding F1, {name.replace('_', ' '):<25} {value:.3f}"
         line += f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else ""
-        paired = figures["differences"].get(name, {}).get("finding_f1", {})
+        paired = differences.get(name, {}).get("finding_f1", {})
         if paired.get("difference_ci"):
             low, high = paired["difference_ci"]
             line += f"   (own - this: {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"

@@ -150,7 +150,8 @@ def is_needed(folder: Path, made_of: dict[str, Any], overwrite: bool) -> bool:
         ):
             if info[name] != made_of[name]:
                 raise InputError(
-                    f"{folder}: holds an index of {what}; take another output_dir, or replace it by --overwrite true"
+                    f"{folder}: holds an index of {what}; name another folder, or replace this one with "
+                    "recipes/index.py and --overwrite true"
                 )
     except InputError:
         if overwrite:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from medfinetune.data.evidence import Evidence, EvidenceKind, evidence_words, with_evidence
 from medfinetune.data.unreadable import UnreadableImage
+from medfinetune.evaluation.findings import CONTRADICTORY, read_findings
+from medfinetune.evaluation.lexicon import Lexicon
 from medfinetune.inference.report import Report, ReportRequest, Unwritten
 from medfinetune.inference.rerank import Candidate
 
@@ -50,14 +52,24 @@ class Draft:
         self.num_tokens, self.num_cut = len(encoded.input_ids), encoded.num_cut
 
     def report(
-        self, request: ReportRequest, candidates: Sequence[Candidate], kind: EvidenceKind, seconds: float
+        self,
+        request: ReportRequest,
+        candidates: Sequence[Candidate],
+        kind: EvidenceKind,
+        seconds: float,
+        lexicon: Lexicon | None = None,
     ) -> Report:
-        """The report, once it is written."""
+        """The report, once it is written; with a lexicon, one that contradicts itself is marked."""
         warnings = [_UNLIKE] if self.unlike_training else []
+        stated = read_findings(candidates[0].text, lexicon) if lexicon is not None else {}
+        twofold = [name.replace("_", " ") for name, value in stated.items() if value == CONTRADICTORY]
+        if twofold:
+            warnings.append(f"this text contradicts itself: {', '.join(twofold)}")
         if self.num_cut:
             warnings.append(_CUT)
         return Report(
             id=request.id,
+            prompt=request.prompt,
             text=candidates[0].text,
             language=request.language,
             images=request.paths,

@@ -29,7 +29,7 @@ _FAISS_FILE, _ROWS, _LABELS_FILE = "index.faiss", "rows", "labels.safetensors"
 _NAME, _VERSION = "image", 1
 _MAX_FLAT = 1_000_000
 _ROWS_AT_ONCE = 10_000
-_REBUILD = "make it anew with recipes/index.py and --overwrite true, or name the folder that it was made of"
+_REBUILD = "name what it was made of, or make it anew with recipes/index.py and --overwrite true"
 _SPARE = 4
 """Images looked up beyond those that are wanted, as some may be the query's own patient's."""
 
@@ -228,7 +228,10 @@ class ImageIndex:
         """
         folder = Path(folder)
         info = read_info(folder)
-        for name, given, what in (("encoder", encoder_hash, "another encoder"), ("data", data_hash, "other data")):
+        for name, given, what in (
+            ("encoder", encoder_hash, "another encoder than the one given"),
+            ("data", data_hash, "other data than those given"),
+        ):
             if given is not None and given != info[f"{name}_hash"]:
                 made_of = info["encoder_dir"] if name == "encoder" else info["data_dir"]
                 raise InputError(f"{folder}: is an index of {what} ({made_of} as it was then); {_REBUILD}")

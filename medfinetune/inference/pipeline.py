@@ -184,7 +184,7 @@ class ReportPipeline:
             ranked = self._ranked(texts, torch.stack([draft.embed for draft in batch]), options)
             seconds = prepared + (time.perf_counter() - start) / len(batch)
             for draft, candidates in zip(batch, ranked, strict=True):
-                yield draft.place, draft.report(requests[draft.place], candidates, kind, seconds)
+                yield draft.place, draft.report(requests[draft.place], candidates, kind, seconds, self.lexicon)
 
     def write(
         self,

@@ -167,6 +167,7 @@ class Report:
             there is no index that knows.
         warnings: What a reader should know, in English.
         seconds: Its share of the time that its batches took.
+        prompt: What was asked instead of the task's words.
     """
 
     id: str
@@ -179,6 +180,7 @@ class Report:
     unlike_training: bool | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    prompt: str | None = None
 
     @property
     def similarity(self) -> float:
@@ -192,7 +194,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        told = {name: getattr(self, name) for name in ("id", "text", "language", "images", "evidence_kind")}
+        told = {name: getattr(self, name) for name in ("id", "text", "language", "images", "prompt", "evidence_kind")}
         return told | {
             "similarity": self.similarity,
             "match_probability": self.match_probability,
@@ -206,7 +208,17 @@ class Report:
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> "Report":
         """The inverse of `to_dict`."""
-        named = ("id", "text", "language", "images", "evidence_kind", "unlike_training", "warnings", "seconds")
+        named = (
+            "id",
+            "text",
+            "language",
+            "images",
+            "evidence_kind",
+            "unlike_training",
+            "warnings",
+            "seconds",
+            "prompt",
+        )
         return cls(
             evidence=Evidence.from_dict(given["evidence"]),
             candidates=[Candidate(**candidate) for candidate in given["candidates"]],

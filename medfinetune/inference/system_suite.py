@@ -10,6 +10,7 @@ from medfinetune.errors import InputError
 from medfinetune.evaluation.cases import image_paths, pixel_keys
 from medfinetune.evaluation.config import EvaluateConfig
 from medfinetune.evaluation.decoder_suite import evaluate_decoder
+from medfinetune.evaluation.findings import read_findings
 from medfinetune.evaluation.lexicon import Lexicon
 from medfinetune.evaluation.page import PREDICTIONS_FILE
 from medfinetune.evaluation.paired import OWN, read_texts
@@ -21,21 +22,43 @@ from medfinetune.inference.fingerprint import data_hash, encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.pipeline import ReportPipeline
 from medfinetune.inference.report import WritingOptions
+from medfinetune.inference.trained import warn_of_evidence
 
 _FORESEEN = (OWN, "shuffled_everything", "no_evidence")
 """Conditions whose perplexity is told."""
 
 
-def load_index(config: EvaluateConfig) -> ImageIndex | None:
-    """The index that a config names, checked to be of its encoder and its data.
+def check_system(
+    config: EvaluateConfig, ids: Sequence[str], truths: Sequence[str], lexicon: Lexicon | None
+) -> tuple[ImageIndex | None, list[str]]:
+    """What is wrong with the system that a config names, told before hours of writing.
+
+    Args:
+        config: What is asked.
+        ids: Of the cases.
+        truths: Their references.
+        lexicon: That `config` names.
+
+    Returns:
+        The index, where one is named; and what a user should know.
 
     Raises:
-        InputError: It is of others, or there is no whole index.
+        InputError: The index is of another encoder or of other data, a variant is unknown, or a run that is compared
+            with has not written about these cases.
     """
-    if config.index_dir is None:
-        return None
-    encoder = encoder_hash(str(config.encoder_dir), config.encoder_revision)
-    return ImageIndex.load(config.index_dir, encoder, data_hash(config.data_dir))
+    index, warnings = None, []
+    if config.index_dir is not None:
+        encoder = encoder_hash(str(config.encoder_dir), config.encoder_revision)
+        index = ImageIndex.load(config.index_dir, encoder, data_hash(config.data_dir))
+    other_texts(config, ids)
+    if config.split == "train":
+        warnings.append("models that were trained on the split train have seen these cases")
+    if config.decoder_dir is not None:
+        conditions_of(config.evidence, config.variants)
+        warnings += [line for line in [warn_of_evidence(config.decoder_dir, config.evidence)] if line]
+        if lexicon is not None and not any(read_findings(text, lexicon) for text in truths):
+            warnings.append(f"lexicon {config.lexicon}: none of the {len(truths)} references states a finding of it")
+    return index, warnings
 
 
 def other_texts(config: EvaluateConfig, ids: Sequence[str]) -> dict[str, list[str]]:
@@ -121,6 +144,7 @@ def evaluate_system(
         seed=config.seed,
     )
     results["reports"] |= {
+        "split": config.split,
         "evidence": config.evidence,
         "num_candidates": config.num_candidates,
         "left_out": written.left_out,

@@ -28,5 +28,5 @@ def warn_of_evidence(decoder_dir: str | Path, kind: EvidenceKind) -> str:
     if trained in (None, "both", kind):
         return ""
     if trained == "none":
-        return f"warning: {decoder_dir} was trained without evidence: told {kind}, it may write worse than told none"
-    return f"warning: {decoder_dir} was trained with evidence: {trained}, and is told {kind}"
+        return f"{decoder_dir} was trained without evidence: told {kind}, it may write worse than told none"
+    return f"{decoder_dir} was trained with evidence: {trained}, and is told {kind}"

@@ -63,6 +63,8 @@ def describe_training_evidence(args: MllamaSFTConfig, ids: Iterable[str]) -> str
             f"evidence ({args.evidence}): {args.evidence_index} is no index yet; it would be built by "
             f"{args.evidence_encoder} (labels: {tasks})"
         )
+    if args.evidence_encoder:
+        _require_same(args)
     found, ids = read_evidence(args.evidence_index, args.data_dir), list(ids)
     known = [found[name] for name in ids if name in found]
     near, told = sum(bool(item.neighbours) for item in known), sum(bool(item.labels) for item in known)
@@ -87,6 +89,18 @@ def _check(args: MllamaSFTConfig) -> bool:
     if args.evidence_encoder and args.evidence != "reports" and not args.evidence_tasks:
         raise InputError(f"evidence_tasks: evidence: {args.evidence} needs the zero-shot files whose labels it tells")
     return there
+
+
+def _require_same(args: MllamaSFTConfig) -> None:
+    """What the run itself would refuse, before it starts."""
+    from medfinetune.inference.build import describe, is_needed
+
+    config = _index_config(args)
+    tasks = read_tasks(config.zero_shot_file) if config.zero_shot_file else []
+    try:
+        is_needed(Path(args.evidence_index), describe(config, tasks), overwrite=False)
+    except InputError as error:
+        raise InputError(f"evidence_index: {error}; or {_USE_AS_IT_IS}") from error
 
 
 def _index_config(args: MllamaSFTConfig) -> IndexConfig:

@@ -100,3 +100,19 @@ def test_skin_captions_are_read_whole(language, diagnosis):
         expected |= {f"diagnosis={DIAGNOSES[diagnosis][0]} present", "region=ear present"}
         text = caption(row | {"age": "55", "gender": "FEMALE"}, language)
         assert set(map(str, read_statements(text, load_lexicon("skin")))) == expected, text
+
+
+def test_a_lexicon_that_changes_is_read_again(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("findings: {mass: {values: {seen: {en: [mass]}}}}", encoding="utf-8")
+    assert read_findings("A mass.", load_lexicon(path)) == {"mass": "seen"}
+    assert load_lexicon(path) is load_lexicon(path)
+    path.write_text("findings: {lump: {values: {seen: {en: [mass]}}}}  # renamed", encoding="utf-8")
+    assert read_findings("A mass.", load_lexicon(path)) == {"lump": "seen"}
+
+
+def test_a_template_without_a_place_for_the_word_is_refused(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("findings: {weber: {templates: {en: [weber]}, values: {b: {en: [b]}}}}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"weber: templates: 'weber' has no \{\}"):
+        load_lexicon(path)

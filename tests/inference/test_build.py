@@ -96,9 +96,7 @@ def test_an_index_of_the_same_is_left(index_config, index_dir, monkeypatch):
     ],
 )
 def test_other_settings_need_a_word(index_config, index_dir, changed, message):
-    with pytest.raises(
-        InputError, match=f"holds an index of {message}; take another output_dir, or .*--overwrite true"
-    ):
+    with pytest.raises(InputError, match=f"holds an index of {message}; name another folder, or .*--overwrite true"):
         build_index(replace(index_config, **changed))
 
 

@@ -143,9 +143,12 @@ def test_what_was_saved_is_found_again(tmp_path, index_type):
 
 def test_another_encoder_or_other_data_is_an_error(tmp_path):
     made_index().save(tmp_path)
-    with pytest.raises(InputError, match=r"index of another encoder \(runs/encoder.*recipes/index.py and --overwrite"):
+    with pytest.raises(
+        InputError,
+        match=r"index of another encoder than the one given \(runs/encoder.*recipes/index.py and --overwrite",
+    ):
         ImageIndex.load(tmp_path, "e2", "d1")
-    with pytest.raises(InputError, match=r"index of other data \(runs/data.*--overwrite"):
+    with pytest.raises(InputError, match=r"index of other data than those given \(runs/data.*--overwrite"):
         ImageIndex.load(tmp_path, "e1", "d2")
 
 

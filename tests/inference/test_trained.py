@@ -23,4 +23,4 @@ def test_what_a_decoder_was_told_is_read_from_its_run(tmp_path, config, kind, kn
     said = warn_of_evidence(tmp_path, kind)
     assert (warning in said) if warning else said == ""
     if warning:
-        assert said.startswith(f"warning: {tmp_path} ")
+        assert said.startswith(f"{tmp_path} ")

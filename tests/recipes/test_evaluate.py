@@ -63,7 +63,7 @@ def test_both_models(run_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"prepare", "encoder", "decoder", "reports", "seconds"}
+    assert set(results) == {"prepare", "split", "encoder", "decoder", "reports", "seconds"}
     assert set(results["encoder"]["recall_at_1_among_4"]) == {"en", "zh"}
     assert len(results["encoder"]["zero_shot_by_attribute"]) == 8
     assert 0 <= results["encoder"]["zero_shot_accuracy_shuffled_image"] <= 1
@@ -155,6 +155,21 @@ def test_dry_run_loads_no_model_and_writes_nothing(run_dir, tmp_path, monkeypatc
     assert _evaluate_here(monkeypatch, dry_run="true", lexicon="phantom", **given) == 0
     assert "20 cases of the split test" in capsys.readouterr().out
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_user_should_know_is_said_before_anything_is_loaded(run_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "config.yaml").write_text("evidence: labels\n", encoding="utf-8")
+    ankle = tmp_path / "ankle.yaml"
+    ankle.write_text("findings: {weber: {values: {b: {en: [weber b]}}}}", encoding="utf-8")
+    given = {"data_dir": run_dir / "data", "decoder_dir": tmp_path / "decoder", "output_dir": tmp_path / "new"}
+    assert _evaluate_here(monkeypatch, dry_run="true", split="train", lexicon=ankle, **given) == 0
+    said = capsys.readouterr().err
+    assert "warning: models that were trained on the split train have seen these cases" in said
+    assert f"warning: lexicon {ankle}: none of the 16 references states a finding of it" in said
+    assert "decoder was trained with evidence: labels, and is told none" in said
+    assert _evaluate_here(monkeypatch, dry_run="true", lexicon="phantom", **given | {"decoder_dir": "meta/one"}) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_without_arguments_it_says_how(monkeypatch, capsys):

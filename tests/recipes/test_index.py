@@ -38,12 +38,14 @@ def test_an_index_is_built_and_left(given, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "index").exists()
     assert _index(monkeypatch, **given) == 0
     said = capsys.readouterr().out
-    assert "index: 24 images (exact)" in said
+    assert "index: built, 24 images (exact)" in said
     assert "label heart: as the encoder was trained" in said  # 6 images of the validation split are too few
     assert "1st percentile of 6 images of the split validation" in said
     assert len(ImageIndex.load(tmp_path / "index")) == 24
     assert read_evidence(tmp_path / "index")
     assert yaml.safe_load((tmp_path / "index" / "config.yaml").read_text())["num_neighbours"] == 3
+    assert _index(monkeypatch, **given) == 0
+    assert "index: unchanged, 24 images (exact)" in capsys.readouterr().out
     assert _index(monkeypatch, dry_run="true", **given) == 0
     assert "is up to date" in capsys.readouterr().out
     assert _index(monkeypatch, num_neighbours=2, **given) == 2
