@@ -12,7 +12,7 @@ from markupsafe import Markup
 from medfinetune.evaluation.curves import draw_curves, read_log
 from medfinetune.evaluation.findings import CONTRADICTORY
 from medfinetune.evaluation.page_grading import calibration_rows, grading_parts
-from medfinetune.evaluation.page_report import report_headlines, report_parts
+from medfinetune.evaluation.page_report import report_headlines, report_parts, tells
 from medfinetune.evaluation.report_figures import KINDS
 from medfinetune.evaluation.thumbnails import data_uri
 
@@ -50,7 +50,7 @@ def write_page(
     Args:
         results: `encoder`, `decoder`, `reports`, `prepare` (what `data_report.json` holds), `seconds` (by part), each
             optional; `is_tiny` says that the figures are of tiny models, and is told by their size where it is not
-            given.
+            given; `split` names what the cases are of.
         predictions: A row for each case, as `evaluate_decoder` or `score_reports` gives them, with `image` relative to
             `data_dir`. Those with `scores` are shown among the reports, all others in the gallery.
         data_dir: The folder that `prepare` wrote, for the pictures.
@@ -63,6 +63,8 @@ def write_page(
     parts = {name: results.get(name) or {} for name in ("encoder", "decoder", "reports", "prepare", "seconds")}
     scored = [row for row in predictions if "scores" in row] if parts["reports"] else []
     plain = [row for row in predictions if "scores" not in row] if scored else predictions
+    split = results.get("split") or parts["reports"].get("split")
+    is_alone = tells(parts["reports"])
     sizes = [parts[name].get("num_parameters") for name in ("encoder", "decoder")]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -71,9 +73,15 @@ def write_page(
     page = environment.get_template("page.html.j2").render(
         **parts,
         is_tiny=results.get("is_tiny", any(size is not None and size < _TINY for size in sizes)),
-        headlines=[*_headlines(parts["encoder"], parts["decoder"]), *report_headlines(parts["reports"])],
+        split=split,
+        is_alone=is_alone,
+        headlines=[
+            *report_headlines(parts["reports"]),
+            *_of_encoder(parts["encoder"]),
+            *_of_decoder(parts["decoder"], is_alone),
+        ],
         runs=_runs({"Encoder": encoder_dir, "Decoder": decoder_dir}),
-        report=report_parts(parts["reports"], scored, data_dir, num_gallery),
+        report=report_parts(parts["reports"], scored, data_dir, num_gallery, split),
         score_words={name: kind.words for name, kind in KINDS.items()},
         gallery=[_card(row, data_dir) for row in sorted(plain, key=_badness)[:num_gallery]],
         num_predictions=len(plain),
@@ -96,7 +104,7 @@ def read_predictions(output_dir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _headlines(encoder: dict[str, Any], decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _of_encoder(encoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Each main figure with its control, its floor and the number of cases behind it, as shares of 1."""
     for language, pools in (encoder.get("recall_pools") or {}).items():
         yield {
@@ -121,10 +129,15 @@ def _headlines(encoder: dict[str, Any], decoder: dict[str, Any]) -> Iterator[dic
             "floor_name": "chance",
             "count": f"mean of {len(attributes)} attributes",
         }
+
+
+def _of_decoder(decoder: dict[str, Any], is_alone: bool) -> Iterator[dict[str, Any]]:
+    """Likewise; `is_alone` where the system tells its decoder something and these figures are without that."""
+    part, behind = ("Decoder alone, told nothing", ", decoder alone") if is_alone else ("Decoder", "")
     if "finding_accuracy" in decoder:
         yield {
-            "part": "Decoder",
-            "name": "Findings stated rightly",
+            "part": part,
+            "name": f"Findings stated rightly{behind}",
             "value": decoder["finding_accuracy"],
             "control": decoder.get("finding_accuracy_shuffled_image"),
             "floor": decoder.get("finding_accuracy_majority"),
@@ -134,8 +147,8 @@ def _headlines(encoder: dict[str, Any], decoder: dict[str, Any]) -> Iterator[dic
     for language, score in (decoder.get("bleu") or {}).items():
         control = decoder.get("bleu_shuffled_image", {}).get(language, {}).get("score")
         yield {
-            "part": "Decoder",
-            "name": "BLEU",
+            "part": part,
+            "name": f"BLEU{behind}",
             "scale": 100,
             "language": language,
             "value": (score["score"] or 0.0) / 100,

@@ -7,12 +7,18 @@ from typing import Any
 from markupsafe import Markup
 
 from medfinetune.evaluation.dots import Dot, draw_dots
+from medfinetune.evaluation.model_card_table import (
+    case_words,
+    condition_words,
+    lexicon_words,
+    main_figure,
+    unit_words,
+)
 from medfinetune.evaluation.paired import OWN
 from medfinetune.evaluation.report_suite import CONDITIONS, worst_first
 from medfinetune.evaluation.thumbnails import data_uri
 
 _THUMBNAIL_PX = 256
-_MAIN = ("finding_f1", "token_f1")
 _PARTS = {
     "Findings: is it medically right?": ("finding_",),
     "Answers to questions": ("llava_med_", "lmms_eval_"),
@@ -27,7 +33,11 @@ _NUM_LABELS = 12
 
 
 def report_parts(
-    reports: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], data_dir: str | Path | None, num_gallery: int
+    reports: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    data_dir: str | Path | None,
+    num_gallery: int,
+    split: str | None = None,
 ) -> dict[str, Any] | None:
     """What the template shows.
 
@@ -36,13 +46,17 @@ def report_parts(
         rows: Its rows, with `image` relative to `data_dir` where there is one.
         data_dir: What the images' paths are relative to.
         num_gallery: Cases in the gallery, worst first.
+        split: Of the cases, where it is known.
     """
     if not reports:
         return None
-    main = next(name for name in _MAIN if name in reports["conditions"][OWN])
+    main = main_figure(reports)
     kinds = reports["figures"]
     return {
         "main": kinds[main]["words"],
+        "cases": case_words(reports, split),
+        "unit": unit_words(reports),
+        "lexicon": lexicon_words(reports),
         "conditions": [(condition_words(name), about_condition(name)) for name in reports["conditions"]],
         "tables": list(_tables(reports)),
         "plots": [_with_markup(plot) for plot in _plots(reports, main)],
@@ -56,12 +70,12 @@ def report_parts(
 
 def report_headlines(reports: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The main figure of the system, with the control that saw other images, as the page's first cards show it."""
-    own = (reports.get("conditions") or {}).get(OWN) or {}
-    main = next((name for name in _MAIN if name in own), None)
-    if main is not None:
+    own = (reports.get("conditions") or {}).get(OWN)
+    if own:
+        main = main_figure(reports)
         control = reports.get("group_control")
         yield {
-            "part": "Reports",
+            "part": "Reports: encoder and decoder as one system" if tells(reports) else "Reports",
             "name": _capital(reports["figures"][main]["words"]),
             "value": own[main],
             "limits": own.get(f"{main}_ci"),
@@ -72,9 +86,9 @@ def report_headlines(reports: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def condition_words(name: str) -> str:
-    """A condition's name as a reader wants it."""
-    return "the system" if name == OWN else name.replace("_", " ")
+def tells(reports: Mapping[str, Any]) -> bool:
+    """Whether the system gives its decoder evidence, so that the decoder alone is another thing."""
+    return (reports.get("evidence") or "none") != "none"
 
 
 def about_condition(name: str) -> str:
@@ -144,7 +158,7 @@ def _groups(reports: Mapping[str, Any], main: str) -> Iterator[dict[str, Any]]:
             difference = (figures.get("differences") or {}).get(main)
             rows.append(
                 {
-                    "name": group,
+                    "name": group.replace("_", " ") if way == "finding" else group,
                     "num_cases": figures["num_cases"],
                     "is_small": figures["is_small"],
                     "value": figures.get(main),

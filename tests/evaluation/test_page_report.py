@@ -3,11 +3,13 @@ import json
 import pytest
 from PIL import Image
 
+from medfinetune.evaluation.finding_f1 import Counts, FindingCounts
+from medfinetune.evaluation.lexicon import load_lexicon
 from medfinetune.evaluation.page import write_page
 from medfinetune.evaluation.page_report import about_condition, report_parts
 from medfinetune.evaluation.report_cases import ReportCase
 from medfinetune.evaluation.report_suite import score_reports
-from tests.evaluation.test_page import ATTACK, _Page
+from tests.evaluation.test_page import ATTACK, DECODER, ENCODER, _Page
 from tests.evaluation.test_report_suite import count, made
 
 EVIDENCE = {
@@ -50,7 +52,8 @@ def test_the_section_shows_what_was_scored(scored, tmp_path):
         f"the system {own['finding_f1']:.3f} {low:.3f} to {high:.3f}",
         f"{lost['difference']:+.3f} [{lost['difference_ci'][0]:+.3f}, {lost['difference_ci'][1]:+.3f}] ●",
         "other system: runs/earlier",
-        "60 cases of",
+        "60 cases, of 50 patients or, where unknown, images. Intervals",
+        "100 resamples by patient or image.",
         "few cases",
         "finding F1 by skin type; control: shuffled everything",
         "per token 12.50 20.00 15.00 640",
@@ -131,3 +134,64 @@ def test_the_largest_groups_are_shown():
 def test_conditions_are_explained():
     assert about_condition("blank_image").endswith("empty image")
     assert about_condition("evidence_both") == "evidence both: another way to give evidence"
+
+
+def test_the_split_is_named_and_the_one_that_was_trained_on_is_noted(scored, tmp_path):
+    results, rows = scored
+    _, page = write(tmp_path, results, rows)
+    assert page.text.startswith("medfinetune: results")
+    assert "held-out" not in page.text
+    assert "Seen before." not in page.text
+    _, page = write(tmp_path, results | {"split": "test"}, rows)
+    assert "Results on cases of the split test" in page.text
+    assert "60 cases of the split test, of 50" in page.text
+    assert "Seen before." not in page.text
+    _, page = write(tmp_path, {"reports": results["reports"] | {"split": "train"}}, rows)
+    assert "Results on cases of the split train" in page.text
+    assert "the models have seen them in training" in page.text
+
+
+def test_the_system_comes_first_and_the_decoder_alone_is_called_so(scored, tmp_path):
+    results, rows = scored
+    both = {"encoder": ENCODER, "decoder": DECODER}
+    _, page = write(tmp_path, both | {"reports": results["reports"] | {"evidence": "both"}}, rows)
+    sections = [value for tag, name, value in page.attributes if tag == "section" and name == "id"]
+    assert sections == ["headlines", "reports", "encoder", "decoder"]
+    links = [value for tag, name, value in page.attributes if tag == "a" and name == "href"]
+    assert links == ["#reports", "#encoder", "#decoder"]
+    assert page.text.index("encoder and decoder as one system") < page.text.index("Finds the right text")
+    for expected in (
+        "Findings stated rightly, decoder alone 0.750",
+        "BLEU, decoder alone (zh) 61.5",
+        "Decoder alone, told nothing 4 findings",
+        "Decoder alone: what it writes, told nothing",
+    ):
+        assert expected in page.text, expected
+    _, page = write(tmp_path, both | {"reports": results["reports"] | {"evidence": "none"}}, rows)
+    assert "alone" not in page.text.replace("reports alone", "")
+    assert "Decoder: what it writes" in page.text
+
+
+def test_findings_are_written_as_words(tmp_path):
+    def grade(prediction, reference):
+        one = Counts(1, 1, 1)
+        return FindingCounts(*one, by_finding={"knee_grade": one}, present=one)
+
+    cases = [ReportCase("a", "en", "x y", source="knee_source")]
+    result, rows = score_reports(cases, {"own": ["x"]}, count_findings=grade, num_resamples=10)
+    groups = {part["way"]: part["rows"][0]["name"] for part in report_parts(result, rows, None, 5)["groups"]}
+    assert groups["finding"] == "knee grade"
+    assert groups["source"] == "knee_source"
+    text, _ = write(tmp_path, {"reports": result}, rows)
+    assert ".conditions .wrap { white-space: normal; }" in text
+
+
+def test_a_lexicon_that_reads_nothing_is_told(tmp_path):
+    lexicon = load_lexicon("phantom")
+    for reference, sentence in (
+        ("x y", "The lexicon phantom reads no finding in these references."),
+        ("Left effusion.", "Findings are by the lexicon phantom."),
+    ):
+        result, rows = score_reports([ReportCase("a", "en", reference)], {"own": ["x"]}, lexicon, num_resamples=10)
+        _, page = write(tmp_path, {"reports": result}, rows)
+        assert f"1 cases, of 1 images. {sentence} Intervals" in page.text
