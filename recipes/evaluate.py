@@ -1,4 +1,4 @@
-"""Scores an encoder, a decoder or the system of both on held-out cases, each figure beside its controls.
+"""Scores an encoder, a decoder or the system of both on the cases of a split, each figure beside its controls.
 
     python recipes/evaluate.py --config recipes/evaluate/demo.yaml
 

@@ -122,8 +122,8 @@ def test_saved_config_is_read_back(tmp_path):
 
 
 def test_a_misspelt_option_is_told_the_nearest():
-    with pytest.raises(InputError, match=r"unrecognized arguments: --languges en \(did you mean --languages\? --help"):
-        parse(Config, "", argv=["--output_dir", "o", "--languges", "en"])
+    with pytest.raises(InputError, match=r"unrecognized arguments: --langs en \(did you mean --languages\? --help"):
+        parse(Config, "", argv=["--output_dir", "o", "--langs", "en"])
 
 
 def test_a_wrong_value_is_blamed_on_where_it_stands(tmp_path):
