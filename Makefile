@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 	@echo "installed into $(VENV); try make demo, or read README.md"
 
-demo: $(READY) ## Run the whole job on generated images: data, both models, evaluation (about 5 minutes)
+demo: $(READY) ## Run the whole job on generated images: data, both models, evaluation (5 to 10 minutes)
 	$(BIN)/python recipes/demo.py
 
 test: $(READY) ## Run the tests that are not slow
