@@ -50,3 +50,12 @@ def test_two_processes(configs, tmp_path, recipe):
     done = subprocess.run([*launcher, *words], capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     learned(tmp_path / "run", "adapter_model.safetensors" if "lora" in recipe else "model.safetensors")
+
+
+def test_evidence(configs, tiny_siglip, tmp_path, monkeypatch):
+    """The labels that its zero-shot files ask for are of knees and skin, and the reports of the fixture have none."""
+    more = {"evidence": "reports", "evidence_encoder": tiny_siglip, "evidence_index": tmp_path / "index"}
+    words = tiny_words(configs, "lora_evidence", tmp_path / "run", use_cpu=True, **more)
+    assert run_here(monkeypatch, "decoder", *words) == 0
+    learned(tmp_path / "run", "adapter_model.safetensors")
+    assert (tmp_path / "index" / "evidence.jsonl").is_file()
