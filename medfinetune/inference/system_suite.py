@@ -102,15 +102,7 @@ def evaluate_system(
         (`score_reports`); and a row for each case.
     """
     pipeline = ReportPipeline(*(encoder or (None, None)), *decoder, index, lexicon)
-    options = WritingOptions(
-        num_candidates=config.num_candidates,
-        rerank_weight=config.rerank_weight,
-        min_probability=config.evidence_min_probability,
-        max_new_tokens=config.max_new_tokens,
-        max_length=config.max_prompt_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
+    options = _writing_options(config)
     writer = ControlledWriter(pipeline, pairs, chats, config.evidence, options, config.seed)
     conditions = conditions_of(config.evidence, config.variants)
     written = writer.write(conditions)
@@ -151,3 +143,15 @@ def evaluate_system(
     }
     images = image_paths(pairs, config.data_dir)
     return results, [row | one | {"image": image} for row, one, image in zip(rows, scored, images, strict=True)]
+
+
+def _writing_options(config: EvaluateConfig) -> WritingOptions:
+    return WritingOptions(
+        num_candidates=config.num_candidates,
+        rerank_weight=config.rerank_weight,
+        min_probability=config.evidence_min_probability,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_prompt_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
