@@ -7,11 +7,11 @@ image failed.
 
 import sys
 
-from medfinetune.distributed import leave
+from medfinetune.distributed import leave, rank
 from medfinetune.errors import InputError
 from medfinetune.inference.batches import any_failed, write_reports
 from medfinetune.inference.config import ReportConfig
-from medfinetune.inference.fingerprint import encoder_hash
+from medfinetune.inference.fingerprint import decoder_hash, encoder_hash
 from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.launch import is_launched, is_launched_here, join_processes, launch
 from medfinetune.inference.listing import count_requests
@@ -58,7 +58,11 @@ def write(config: ReportConfig, num_requests: int) -> int:
             decoder_revision=config.decoder_revision,
         )
 
-    summary = write_reports(config, num_requests, make_pipeline)
+    made_with = {}
+    if rank() == 0:
+        made_with["encoder_hash"] = encoder_hash(config.encoder_dir, config.encoder_revision)
+        made_with["decoder_hash"] = decoder_hash(config.decoder_dir, config.decoder_revision)
+    summary = write_reports(config, num_requests, make_pipeline, made_with)
     if summary is not None:
         print(summary.describe(config.output_dir))
     leave()

@@ -54,7 +54,10 @@ class Summary:
 
 
 def write_reports(
-    config: ReportConfig, num_requests: int, make_pipeline: Callable[[], ReportPipeline]
+    config: ReportConfig,
+    num_requests: int,
+    make_pipeline: Callable[[], ReportPipeline],
+    made_with: dict[str, str] | None = None,
 ) -> Summary | None:
     """Writes what is asked for and not yet written, and puts everything together.
 
@@ -66,6 +69,8 @@ def write_reports(
         config: Its `output_dir` may hold what an earlier run with the same settings left.
         num_requests: For the progress bar.
         make_pipeline: Called where there is something to write.
+        made_with: Hashes of what decides a text and no setting tells, such as the models' files; those of the first
+            process count.
 
     Returns:
         What there is now; None in all processes but the first.
@@ -75,7 +80,7 @@ def write_reports(
     """
     folder = Path(config.output_dir)
     if rank() == 0:
-        _check_settings(config, folder)
+        _check_settings(config, folder, made_with or {})
     gather_objects(None)  # until the settings are checked, nobody writes
     num_new, clock = _write_own_shards(config, num_requests, make_pipeline)
     parts = gather_objects((num_new, clock))
@@ -184,9 +189,9 @@ def _pending(
     return pending
 
 
-def _check_settings(config: ReportConfig, folder: Path) -> None:
+def _check_settings(config: ReportConfig, folder: Path, made_with: dict[str, str]) -> None:
     """Raises `InputError` where the folder was begun with other settings; saves them where it was not."""
-    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE} | made_with
     if config.index_dir is not None:
         info = read_info(config.index_dir)
         settings |= {name: info[name] for name in ("encoder_hash", "data_hash")}
@@ -196,10 +201,11 @@ def _check_settings(config: ReportConfig, folder: Path) -> None:
         changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
         if changed:
             name = changed[0]
-            raise InputError(
-                f"{folder}: was begun with {name} {before.get(name)!r}, and it is {settings.get(name)!r} now; go on "
-                "with the same, or take a new output_dir"
-            )
+            if name.endswith("_hash"):
+                other = f"with another {name.removesuffix('_hash')}: what stands in its place now is not the same"
+            else:
+                other = f"with {name} {before.get(name)!r}, and it is {settings.get(name)!r} now"
+            raise InputError(f"{folder}: was begun {other}; go on with the same, or take a new output_dir")
     elif (folder / REPORTS_FILE).exists():
         raise InputError(f"{folder}: holds a {REPORTS_FILE} of something else; take a new output_dir")
     else:

@@ -1,4 +1,4 @@
-"""What an index was made of: hashes of an encoder's files and of the data."""
+"""What an index or a run of reports was made with: hashes of the models' files and of the data."""
 
 import hashlib
 import json
@@ -23,6 +23,8 @@ _SETTINGS = (
     "tokenizer.model",
     "special_tokens_map.json",
 )
+# What else decides a text that is written.
+_WRITING = ("generation_config.json", "chat_template.jinja", "chat_template.json")
 # They change when a checkpoint is saved by another version or loaded from another folder, and no embedding does.
 _VOLATILE = (
     "transformers_version",
@@ -45,15 +47,28 @@ def encoder_hash(model_name_or_path: str, revision: str | None = None) -> str:
     Raises:
         InputError: It cannot be read, or has no weights in safetensors.
     """
+    return _readable_hash(model_name_or_path, revision, _SETTINGS)
+
+
+def decoder_hash(model_name_or_path: str, revision: str | None = None) -> str:
+    """SHA-256 of everything that decides what a decoder writes: as `encoder_hash`, with its template and settings.
+
+    Raises:
+        InputError: As `encoder_hash`.
+    """
+    return _readable_hash(model_name_or_path, revision, (*_SETTINGS, *_WRITING))
+
+
+def _readable_hash(model_name_or_path: str, revision: str | None, others: tuple[str, ...]) -> str:
     try:
-        return _encoder_hash(model_name_or_path, revision)
+        return _hash(model_name_or_path, revision, others)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(why_not_loaded(model_name_or_path, error)) from error
 
 
-def _encoder_hash(model_name_or_path: str, revision: str | None) -> str:
+def _hash(model_name_or_path: str, revision: str | None, others: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     names = [*_WEIGHTS]
     shards = _file(model_name_or_path, _SHARDS, revision)
@@ -61,8 +76,8 @@ def _encoder_hash(model_name_or_path: str, revision: str | None) -> str:
         names += sorted(set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values()))
     files = {name: _file(model_name_or_path, name, revision) for name in names}
     if not any(files.values()):
-        raise InputError(f"{model_name_or_path}: holds no weights in safetensors; name the folder of an encoder")
-    files |= {name: _file(model_name_or_path, name, revision) for name in _SETTINGS}
+        raise InputError(f"{model_name_or_path}: holds no weights in safetensors; name the folder of a model")
+    files |= {name: _file(model_name_or_path, name, revision) for name in others}
     for name, path in files.items():
         if path is None:
             continue
@@ -74,7 +89,7 @@ def _encoder_hash(model_name_or_path: str, revision: str | None) -> str:
             digest.update(file_hash(path).encode())
     if files["adapter_config.json"] is not None:
         adapter = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
-        digest.update(_encoder_hash(adapter["base_model_name_or_path"], adapter.get("revision")).encode())
+        digest.update(_hash(adapter["base_model_name_or_path"], adapter.get("revision"), others).encode())
     return digest.hexdigest()
 
 

@@ -136,6 +136,16 @@ def test_changed_settings_need_another_folder(config, tmp_path, name, value):
     assert write(make_config(tmp_path, batch_size=3, num_processes=2), Writer()).num_new == 0
 
 
+def test_another_model_in_the_same_place_needs_another_folder(config):
+    def run(**made_with):
+        return write_reports(config, count_requests(config), Writer, made_with)
+
+    run(encoder_hash="e1", decoder_hash="d1")
+    with pytest.raises(InputError, match=r"was begun with another decoder: .* take a new output_dir"):
+        run(encoder_hash="e1", decoder_hash="d2")
+    assert run(encoder_hash="e1", decoder_hash="d1").num_new == 0
+
+
 def test_another_list_needs_another_folder_but_may_grow(config, tmp_path):
     write(config, Writer())
     listed = tmp_path / "images.txt"

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 
 from medfinetune.errors import InputError
-from medfinetune.inference.fingerprint import data_hash, encoder_hash
+from medfinetune.inference.fingerprint import data_hash, decoder_hash, encoder_hash
 
 
 @pytest.fixture
@@ -39,6 +39,20 @@ def test_other_weights_pixels_or_words_are_another_encoder(tiny_siglip, copy):
     shutil.copy(tiny_siglip / processor.name, copy)
     change(copy / "tokenizer_config.json", model_max_length=32)
     assert encoder_hash(str(copy)) != before
+
+
+def test_what_decides_a_text_makes_another_decoder(tiny_mllama, tmp_path):
+    copy = shutil.copytree(tiny_mllama, tmp_path / "mllama")
+    before = decoder_hash(str(tiny_mllama))
+    assert decoder_hash(str(copy)) == before
+    change(copy / "generation_config.json", repetition_penalty=1.5)
+    assert decoder_hash(str(copy)) != before
+    shutil.copy(tiny_mllama / "generation_config.json", copy)
+    template = next(copy.glob("chat_template.*"))
+    template.write_text(template.read_text() + " ")
+    assert decoder_hash(str(copy)) != before
+    shutil.copy(tiny_mllama / template.name, copy)
+    assert decoder_hash(str(copy)) == before
 
 
 def test_an_adapter_counts_with_its_base(tiny_siglip, copy, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from medfinetune.inference.build import build_index
 from medfinetune.inference.config import IndexConfig
@@ -76,6 +78,16 @@ def test_a_list_of_images(given, tmp_path, monkeypatch, capsys):
     assert "out: 7 reports, 0 of them new" in capsys.readouterr().out
     assert _report(monkeypatch, seed=1, **given) == 2
     assert "was begun with seed 0, and it is 1 now" in capsys.readouterr().err
+
+
+def test_a_decoder_that_was_trained_on_is_not_gone_on_with(given, tmp_path, monkeypatch, capsys):
+    decoder = shutil.copytree(given["decoder_dir"], tmp_path / "decoder")
+    assert _report(monkeypatch, **(given | {"decoder_dir": decoder})) == 0
+    weights = safetensors.torch.load_file(decoder / "model.safetensors")
+    weights[next(iter(weights))] += 1
+    safetensors.torch.save_file(weights, decoder / "model.safetensors", {"format": "pt"})
+    assert _report(monkeypatch, **(given | {"decoder_dir": decoder})) == 2
+    assert "out: was begun with another decoder: " in capsys.readouterr().err
 
 
 def test_an_image_that_does_not_open_is_told_and_the_rest_written(given, tmp_path, monkeypatch, capsys):
