@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One process per core; each takes tests that stand together, which share their fixtures. PYTEST_WORKERS=0: in one.
+PYTEST_WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow quality style clean
@@ -24,14 +27,14 @@ demo: $(READY) ## Run the whole job on generated images: data, both models, eval
 	$(BIN)/python recipes/demo.py
 
 test: $(READY) ## Run the tests that are not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 $(VENV)/.slow: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed,quantization]'
 	@touch $@
 
 test-slow: $(VENV)/.slow ## Run only the slow tests; installs DeepSpeed and bitsandbytes for them
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 quality: $(READY) ## Check lint, format and spelling
 	$(BIN)/ruff check .
