@@ -3,9 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One process per core; each takes tests that stand together, which share their fixtures. PYTEST_WORKERS=0: in one.
+# One process per core, at most 4: each holds up to 3 GB. Each takes tests that stand together, which share their
+# fixtures. PYTEST_WORKERS=0: all in one process, for a debugger.
 PYTEST_WORKERS ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow quality style clean
