@@ -37,6 +37,7 @@ from medfinetune.decoder.trainer import MllamaSFTTrainer  # noqa: E402
 from medfinetune.demo import make_demo_inputs  # noqa: E402
 from medfinetune.evaluation.cases import load_cases, pixel_keys, references  # noqa: E402
 from medfinetune.evaluation.finding_accuracy import majority_accuracy  # noqa: E402
+from medfinetune.evaluation.finding_f1 import finding_f1  # noqa: E402
 from medfinetune.evaluation.lexicon import load_lexicon  # noqa: E402
 from medfinetune.evaluation.report_cases import ReportCase, report_cases  # noqa: E402
 from medfinetune.evaluation.report_suite import score_reports  # noqa: E402
@@ -149,8 +150,17 @@ def print_figures(arguments: argparse.Namespace) -> None:
             figures[name] |= {"difference": -found["difference"], "difference_ci": [low, high]}
             line += f"           {-found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         print(line)
+    by_finding = {
+        name: finding_f1(texts, [case.reference for case in stacked], lexicon)["by_finding"]
+        for name, texts in together.items()
+    }
+    print("\nfinding F1 of all seeds together, by finding")
+    print(f"{'':<34} " + " ".join(f"{finding:>13}" for finding in lexicon.findings))
+    for name, of_each in by_finding.items():
+        print(f"{name:<34} " + " ".join(f"{found['finding_f1'] or 0:>13.2f}" for found in of_each.values()))
     path = arguments.output_dir / f"{arguments.split}_figures.json"
-    path.write_text(json.dumps({"figures": figures, "pooled": pooled}, ensure_ascii=False, indent=1), encoding="utf-8")
+    kept = {"figures": figures, "by_finding": by_finding, "pooled": pooled}
+    path.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
     print(json.dumps({name: round(found["finding_f1"], 4) for name, found in figures.items()}))
 
 
