@@ -198,6 +198,7 @@ def test_what_is_wrong_is_told_before_the_first_step(loaded, reports, tmp_path):
         PredictionSample(reports[1], config(tmp_path, **(KEYS | {"lexicon": "nowhere"})))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_sample(loaded, reports, phantom_dir, tiny_mllama, tmp_path):
     """Of an odd number of chats, and of fewer chats than processes; each process knows all scores."""
     model, processor = loaded

@@ -29,7 +29,7 @@ def shape():
     "changes",
     [
         pytest.param({}, id="plain"),
-        pytest.param({"micro_batch_size": 4}, id="micro-batches"),
+        pytest.param({"micro_batch_size": 4}, id="micro-batches", marks=pytest.mark.slow),
         pytest.param({"activation_checkpointing": True}, id="checkpointing"),
         pytest.param({"bf16": True}, id="autocast", marks=pytest.mark.slow),
         pytest.param({"gradient_accumulation_steps": 2}, id="accumulating", marks=pytest.mark.slow),

@@ -381,6 +381,7 @@ def test_a_task_without_truths_stops_before_the_first_step(loaded, tmp_path, pha
         SigLIPTrainer(model, args, train, reports.remove_columns("label"), processor)
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_does(loaded, tmp_path, swapped):
     model, processor, train, _ = loaded
     folder = str(tmp_path / "siglip")

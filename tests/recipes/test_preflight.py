@@ -16,7 +16,7 @@ def preflight(monkeypatch, capsys, *words):
     return status, said.out, said.err
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_measured_beside_predicted(monkeypatch, capsys, configs, kind):  # noqa: F811
     words = ["--config", configs[kind], "--host_memory_gib", 4, "--tflops", 0.01, "--measure"]
     status, out, err = preflight(monkeypatch, capsys, *words)
@@ -29,6 +29,7 @@ def test_measured_beside_predicted(monkeypatch, capsys, configs, kind):  # noqa:
     assert 1 / 1.15 < ratio < 1.15
 
 
+@pytest.mark.slow
 def test_what_would_make_it_fit(monkeypatch, capsys, configs):  # noqa: F811
     values = yaml.safe_load(configs["encoder"].read_text()) | {"use_cpu": False, "per_device_train_batch_size": 64}
     configs["encoder"].write_text(yaml.safe_dump(values))
