@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers.utils import cached_file
 
 from medfinetune.data.chat import PAIRS_FILE
 from medfinetune.errors import InputError, why_not_loaded
 
+_PART = 2**24  # bytes
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _SHARDS = "model.safetensors.index.json"
 _SETTINGS = (
@@ -78,15 +81,17 @@ def _hash(model_name_or_path: str, revision: str | None, others: tuple[str, ...]
     if not any(files.values()):
         raise InputError(f"{model_name_or_path}: holds no weights in safetensors; name the folder of a model")
     files |= {name: _file(model_name_or_path, name, revision) for name in others}
-    for name, path in files.items():
-        if path is None:
-            continue
-        digest.update(f"{name}\0".encode())
-        if path.suffix == ".json" and name != "tokenizer.json":
-            settings = _without_volatile(json.loads(path.read_text(encoding="utf-8")))
-            digest.update(json.dumps(settings, sort_keys=True).encode())
-        else:
-            digest.update(file_hash(path).encode())
+    found = {name: path for name, path in files.items() if path is not None}
+    size = sum(path.stat().st_size for path in found.values())
+    # Tens of GB take minutes; what is short shows nothing.
+    with tqdm(total=size, desc=f"reading {model_name_or_path}", unit="B", unit_scale=True, delay=5) as progress:
+        for name, path in found.items():
+            digest.update(f"{name}\0".encode())
+            if path.suffix == ".json" and name != "tokenizer.json":
+                settings = _without_volatile(json.loads(path.read_text(encoding="utf-8")))
+                digest.update(json.dumps(settings, sort_keys=True).encode())
+            else:
+                digest.update(file_hash(path, progress.update).encode())
     if files["adapter_config.json"] is not None:
         adapter = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
         digest.update(_hash(adapter["base_model_name_or_path"], adapter.get("revision"), others).encode())
@@ -105,10 +110,14 @@ def data_hash(data_dir: str | Path) -> str:
     return file_hash(path)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def file_hash(path: Path, progress: Callable[[int], object] = lambda num: None) -> str:
+    """SHA-256 of a file's bytes; `progress` is called with the number of bytes of each part."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(_PART):
+            digest.update(part)
+            progress(len(part))
+    return digest.hexdigest()
 
 
 def _file(name: str, file: str, revision: str | None) -> Path | None:
