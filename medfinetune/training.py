@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,9 @@ class FollowEpoch(TrainerCallback):
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint that was written to its end; a run that dies while saving leaves a part of one.
 
-    The Trainer writes `trainer_state.json` last.
+    The Trainer writes `trainer_state.json` last, but of several processes only the first does: another may have died
+    in the middle of its random state or its share of the optimizer. They are files of torch's, a zip whose directory
+    stands at the end.
     """
     folders = {folder: folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")}
     steps = {int(step): folder for folder, step in folders.items() if step.isdigit()}
@@ -108,7 +111,8 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        return str(folder)
+        if all(map(zipfile.is_zipfile, [*folder.rglob("*.pt"), *folder.rglob("*.pth")])):
+            return str(folder)
     return None
 
 

@@ -1,5 +1,6 @@
 import datasets
 import pytest
+import torch
 
 from medfinetune.encoder.config import SigLIPConfig
 from medfinetune.errors import InputError
@@ -74,6 +75,20 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path, state):
     (run / "checkpoint-2" / "trainer_state.json").write_text("{}")
     assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-2")
     assert where_to_go_on(run).startswith(f"{run}/checkpoint-2 is whole; go on from it with --resume_from_checkpoint")
+
+
+@pytest.mark.parametrize("name", ["rng_state_1.pth", "global_step10/zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_so_is_one_in_which_another_process_was_still_writing(tmp_path, name, kept):
+    run = tmp_path / "run"
+    for step in (2, 10):
+        (run / f"checkpoint-{step}" / name).parent.mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        torch.save({"state": torch.rand(1000)}, run / f"checkpoint-{step}" / name)
+    last = run / "checkpoint-10" / name
+    assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-10")
+    last.write_bytes(last.read_bytes()[: int(kept * last.stat().st_size)])
+    assert checkpoint_to_resume(config(tmp_path, resume_from_checkpoint="true")) == str(run / "checkpoint-2")
 
 
 @pytest.mark.parametrize(
