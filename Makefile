@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # One process per core, at most 4: each holds up to 3 GB. Each takes tests that stand together, which share their
-# fixtures. PYTEST_WORKERS=0: all in one process, for a debugger.
+# fixtures. PYTEST_WORKERS=0: all in one process, for a debugger. Slow tests start several processes themselves.
 PYTEST_WORKERS ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow quality style clean
@@ -28,14 +27,14 @@ demo: $(READY) ## Run the whole job on generated images: data, both models, eval
 	$(BIN)/python recipes/demo.py
 
 test: $(READY) ## Run the tests that are not slow
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal -m "not slow"
 
 $(VENV)/.slow: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed,quantization]'
 	@touch $@
 
 test-slow: $(VENV)/.slow ## Run only the slow tests; installs DeepSpeed and bitsandbytes for them
-	$(PYTEST) -m slow
+	$(BIN)/python -m pytest -m slow
 
 quality: $(READY) ## Check lint, format and spelling
 	$(BIN)/ruff check .
