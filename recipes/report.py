@@ -60,7 +60,8 @@ def write(config: ReportConfig, num_requests: int) -> int:
 
     made_with = {}
     if rank() == 0:
-        made_with["encoder_hash"] = encoder_hash(config.encoder_dir, config.encoder_revision)
+        if config.index_dir is None:  # an index holds its encoder's, and is checked against it
+            made_with["encoder_hash"] = encoder_hash(config.encoder_dir, config.encoder_revision)
         made_with["decoder_hash"] = decoder_hash(config.decoder_dir, config.decoder_revision)
     summary = write_reports(config, num_requests, make_pipeline, made_with)
     if summary is not None:
