@@ -36,6 +36,40 @@ def test_what_a_negation_reaches(text, statements):
 @pytest.mark.parametrize(
     ("text", "statements"),
     [
+        ("Resolved right pneumothorax.", ["pneumothorax absent right"]),
+        ("Resolved effusion, small pneumothorax.", ["effusion absent", "pneumothorax present mild"]),
+        ("The pneumothorax has resolved.", ["pneumothorax absent"]),
+        ("The pneumothorax has not resolved.", ["pneumothorax present"]),
+        ("Left effusion has not completely resolved.", ["effusion present left"]),
+        ("Partially resolved left effusion.", ["effusion present left"]),
+        ("The effusion has nearly resolved.", ["effusion present"]),
+        ("Resolving pneumonia.", ["pneumonia present"]),
+        ("Cleared consolidation on the right.", ["consolidation absent right"]),
+        ("右侧气胸已吸收。", ["pneumothorax absent right"]),
+        ("右侧气胸未完全吸收。", ["pneumothorax present right"]),
+        ("左侧积液未消失。", ["effusion present left"]),
+    ],
+)
+def test_what_has_resolved_is_absent_and_what_has_not_is_there(text, statements):
+    assert _read(text) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("No acute cardiopulmonary abnormality.", ["acute_abnormality absent"]),
+        ("No acute process.", ["acute_abnormality absent"]),
+        ("心肺未见明显异常。", ["acute_abnormality absent"]),
+        ("纵隔未见异常。", []),
+    ],
+)
+def test_the_words_of_a_normal_film(text, statements):
+    assert _read(text) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
         ("Mass and nodule cannot be excluded.", ["mass uncertain", "nodule uncertain"]),
         ("Mass or nodule is suspected.", ["mass uncertain", "nodule uncertain"]),
         ("Probable mass without effusion.", ["effusion absent", "mass uncertain"]),
