@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,7 +118,7 @@ def _kind_of(path: str | Path) -> str | None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML file that holds one flat mapping.
+    """Reads a YAML file that holds a mapping.
 
     Raises:
         InputError: The file is missing, is no YAML, holds something other than a mapping, or repeats a key.
@@ -135,12 +135,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold `key: value` lines, but holds a {type(values).__name__}")
-    keys = [key.value for key, _ in node.value]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    if repeated:
+    repeated = next(_repeated_keys(node), None)
+    if repeated is not None:
         # PyYAML silently keeps the last one.
-        raise InputError(f"{path}: {repeated[0]} stands more than once")
+        raise InputError(f"{path}: {repeated} stands more than once")
     return values
+
+
+def _repeated_keys(node: yaml.Node, above: str = "") -> Iterator[str]:
+    """Keys that stand twice in one mapping, with those above them: `findings: mass`."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item, above)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = f"{above}{key.value}"
+            if name in seen:
+                yield name
+            seen.add(name)
+            yield from _repeated_keys(value, f"{name}: ")
 
 
 def save_config(config: Any, path: Path) -> None:

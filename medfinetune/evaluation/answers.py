@@ -8,12 +8,13 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from medfinetune.errors import InputError
-from medfinetune.evaluation.text import text_tokens
+from medfinetune.evaluation.text import languages_of, text_tokens
 
 AnswerType = Literal["open", "closed"]
+_TYPES = get_args(AnswerType)
 
 _YES = {"yes", "yeah", "yep", "true", "是", "是的", "有", "包含", "可以", "能", "会", "正常"}
 _NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "不能", "不会", "不可以", "不正常", "异常"}
@@ -38,7 +39,7 @@ def answer_type(reference: str, metadata: Mapping[str, Any] | None = None) -> An
         `closed` where the metadata say so, or say nothing and the right answer is a yes or a no; else `open`.
     """
     stated = str((metadata or {}).get("answer_type") or "").strip().lower()
-    if stated in ("open", "closed"):
+    if stated in _TYPES:
         return stated
     return "closed" if lmms_eval_answer(reference) in ("yes", "no", *_ALSO_CLOSED) else "open"
 
@@ -104,26 +105,30 @@ def llava_med_recall(prediction: str, reference: str, language: str = "en") -> f
 def closed_open_accuracy(
     predictions: Sequence[str],
     references: Sequence[str],
-    languages: Sequence[str] | None = None,
-    answer_types: Sequence[AnswerType] | None = None,
+    languages: str | Sequence[str] | None = None,
+    answer_types: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The figures of both protocols over questions with short answers.
 
     Args:
         predictions: Answers to judge; each belongs to the reference at its place.
         references: The right answers.
-        languages: Of each; English where left out. Decides how `llava_med_open_recall` cuts words.
-        answer_types: Of each, from `answer_type`; told by the references alone where left out.
+        languages: Of each, or one for all; English where left out. Decides how `llava_med_open_recall` cuts words.
+        answer_types: Of each, `open` or `closed` in any case; told by the references alone where left out.
 
     Returns:
         `llava_med_closed_accuracy`, `llava_med_open_recall`, `lmms_eval_closed_accuracy`, `lmms_eval_open_accuracy`
         and, over both, `lmms_eval_accuracy`, each in [0, 1], or None without such a question; `num_closed`, `num_open`.
 
     Raises:
-        InputError: The lists differ in length.
+        InputError: The lists differ in length, or an answer type is neither open nor closed.
     """
-    languages = ["en"] * len(references) if languages is None else languages
-    types = [answer_type(reference) for reference in references] if answer_types is None else answer_types
+    languages = languages_of("answers", "en" if languages is None else languages, len(references))
+    given = [answer_type(reference) for reference in references] if answer_types is None else answer_types
+    types = [str(kind).strip().lower() for kind in given]
+    unknown = next((kind for kind, known in zip(given, types, strict=True) if known not in _TYPES), None)
+    if unknown is not None:
+        raise InputError(f"answers: answer type {unknown!r} is neither open nor closed")
     if not len(predictions) == len(references) == len(languages) == len(types):
         raise InputError(
             f"answers: {len(predictions)} predictions, {len(references)} references, {len(languages)} languages and "

@@ -7,6 +7,7 @@ from typing import Any
 from medfinetune.errors import InputError
 from medfinetune.evaluation.findings import CONTRADICTORY, read_findings
 from medfinetune.evaluation.lexicon import Lexicon
+from medfinetune.evaluation.text import languages_of
 
 Comparison = dict[str, dict[str, Any]]
 """Finding -> `reference` (value), `stated` (value, None where left out) and `right`."""
@@ -27,14 +28,14 @@ def finding_accuracy(
     predictions: Sequence[str],
     references: Sequence[str],
     lexicon: Lexicon,
-    languages: Sequence[str] | None = None,
+    languages: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The share of the references' findings that the predictions state rightly.
 
     Args:
         predictions: Texts to judge; each belongs to the reference at its place.
         references: Texts that are taken for true.
-        languages: The language of each reference; gives the figures by language too.
+        languages: The language of each reference, or one for all; gives the figures by language too.
 
     Returns:
         `finding_accuracy` in [0, 1], None where no reference states a finding; `num_findings` and `num_right`, its
@@ -44,8 +45,9 @@ def finding_accuracy(
     Raises:
         InputError: The lists differ in length.
     """
-    if len(predictions) != len(references) or (languages is not None and len(languages) != len(references)):
+    if len(predictions) != len(references):
         raise InputError(f"finding accuracy: {len(predictions)} predictions for {len(references)} references")
+    languages = None if languages is None else languages_of("finding accuracy", languages, len(references))
     comparisons = [
         compare_findings(prediction, reference, lexicon)
         for prediction, reference in zip(predictions, references, strict=True)

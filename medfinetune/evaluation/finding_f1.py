@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from medfinetune.errors import InputError
 from medfinetune.evaluation.findings import CONTRADICTORY, Statement, read_statements
 from medfinetune.evaluation.lexicon import Lexicon
+from medfinetune.evaluation.text import languages_of
 
 
 class Counts(NamedTuple):
@@ -79,14 +80,14 @@ def finding_f1(
     predictions: Sequence[str],
     references: Sequence[str],
     lexicon: Lexicon,
-    languages: Sequence[str] | None = None,
+    languages: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Micro F1 over all statements of all cases.
 
     Args:
         predictions: Texts to judge; each belongs to the reference at its place.
         references: Texts that are taken for true.
-        languages: The language of each reference; gives the figures by language too.
+        languages: The language of each reference, or one for all; gives the figures by language too.
 
     Returns:
         The figures of `f1_of_counts`.
@@ -94,8 +95,9 @@ def finding_f1(
     Raises:
         InputError: The lists differ in length.
     """
-    if len(predictions) != len(references) or (languages is not None and len(languages) != len(references)):
+    if len(predictions) != len(references):
         raise InputError(f"finding F1: {len(predictions)} predictions for {len(references)} references")
+    languages = None if languages is None else languages_of("finding F1", languages, len(references))
     counts = [finding_counts(*texts, lexicon) for texts in zip(predictions, references, strict=True)]
     return f1_of_counts(counts, lexicon, languages)
 

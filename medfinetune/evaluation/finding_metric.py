@@ -35,6 +35,6 @@ class FindingF1(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         return finding_f1(predictions, references, self.lexicon, languages)

@@ -164,6 +164,14 @@ def _phrases_by_value(entry: dict[str, Any], where: str) -> dict[str, list[str]]
         if str(value) not in result:
             raise InputError(f"{where}: phrases: {value}: is none of the values {list(result)}")
         result[str(value)] += _phrases(by_language, f"{where}: phrases: {value}")
+    stated: dict[str, str] = {}
+    for value, phrases in result.items():
+        for phrase in phrases:
+            if stated.setdefault(phrase, value) != value:
+                # Whatever holds it would contradict itself.
+                raise InputError(f"{where}: {phrase!r} states both {stated[phrase]} and {value}")
+    if not stated:
+        raise InputError(f"{where}: has no phrase that could be read")
     return result
 
 

@@ -12,10 +12,10 @@ import datasets
 import evaluate
 
 from medfinetune.errors import InputError
-from medfinetune.evaluation.answers import AnswerType, closed_open_accuracy
+from medfinetune.evaluation.answers import closed_open_accuracy
 from medfinetune.evaluation.finding_accuracy import finding_accuracy
 from medfinetune.evaluation.lexicon import load_lexicon
-from medfinetune.evaluation.text import bleu, chrf, exact_match, rouge_l, token_f1
+from medfinetune.evaluation.text import bleu, chrf, exact_match, is_mostly_chinese, languages_of, rouge_l, token_f1
 
 _TEXTS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
@@ -69,7 +69,7 @@ class FindingAccuracy(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         return finding_accuracy(predictions, references, self.lexicon, languages)
 
@@ -95,9 +95,15 @@ class Bleu(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
-        return bleu(predictions, references, _only("BLEU", languages, self.language))
+        language = _only("BLEU", languages, self.language)
+        if not language.startswith("zh"):
+            chinese = next((i for i, text in enumerate(references, start=1) if is_mostly_chinese(text)), None)
+            if chinese is not None:
+                # Cut as English, a Chinese sentence is one token.
+                raise InputError(f"BLEU: reference {chinese} is in Chinese, not in {language}; name its language")
+        return bleu(predictions, references, language)
 
 
 class ChrF(evaluate.Metric):
@@ -116,7 +122,7 @@ class ChrF(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         _only("chrF", languages, "")
         found = chrf(predictions, references)
@@ -140,7 +146,7 @@ class RougeL(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         return {"rouge_l": _mean([rouge_l(*pair) for pair in zip(predictions, references, strict=True)])}
 
@@ -167,7 +173,7 @@ class ExactMatch(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         rows = _rows("exact match", predictions, references, languages, self.language)
         return {"exact_match": _mean([exact_match(*row) for row in rows])}
@@ -195,7 +201,7 @@ class TokenF1(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None = None
+        self, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None = None
     ) -> dict[str, Any]:
         rows = _rows("token F1", predictions, references, languages, self.language)
         return {"token_f1": _mean([token_f1(*row) for row in rows])}
@@ -226,28 +232,26 @@ class ClosedOpenAccuracy(evaluate.Metric):
         self,
         predictions: Sequence[str],
         references: Sequence[str],
-        languages: Sequence[str] | None = None,
-        answer_types: Sequence[AnswerType] | None = None,
+        languages: str | Sequence[str] | None = None,
+        answer_types: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        languages = [self.language] * len(references) if languages is None else languages
+        languages = self.language if languages is None else languages
         return closed_open_accuracy(predictions, references, languages, answer_types)
 
 
-def _only(name: str, languages: Sequence[str] | None, language: str) -> str:
+def _only(name: str, languages: str | Sequence[str] | None, language: str) -> str:
     """The one language of all texts: a score over two is of neither."""
-    spoken = sorted(set(languages or [language]))
+    spoken = [languages] if isinstance(languages, str) else sorted(set(languages or [language]))
     if len(spoken) > 1:
         raise InputError(f"{name}: texts in {' and '.join(spoken)}; score each language by itself")
     return spoken[0]
 
 
 def _rows(
-    name: str, predictions: Sequence[str], references: Sequence[str], languages: Sequence[str] | None, language: str
+    name: str, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None, language: str
 ) -> list[tuple[str, str, str]]:
-    languages = [language] * len(references) if languages is None else languages
-    if len(languages) != len(references):
-        raise InputError(f"{name}: {len(languages)} languages for {len(references)} references")
-    return list(zip(predictions, references, languages, strict=True))
+    spoken = languages_of(name, language if languages is None else languages, len(references))
+    return list(zip(predictions, references, spoken, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float | None:

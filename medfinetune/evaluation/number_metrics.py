@@ -109,6 +109,8 @@ class Perplexity(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, Any]:
         likelihoods, tokens = np.asarray(predictions, np.float64), np.asarray(references, np.int64)
+        if not len(tokens):
+            return {"perplexity": None, "num_tokens": 0}
         if tokens.min() < 1 or not likelihoods.min() >= 0:
             raise InputError("perplexity: each text needs at least one token, and a likelihood of at least 0 nats")
         return {
@@ -130,11 +132,17 @@ class Calibration(evaluate.Metric):
             citation=_CALIBRATION,
             inputs_description="predictions: probabilities in [0, 1]; references: whether it is so (0 or 1). "
             "expected_calibration_error and brier in [0, 1], lower is better.",
-            features=datasets.Features({"predictions": _FLOAT, "references": datasets.Value("bool")}),
+            features=datasets.Features({"predictions": _FLOAT, "references": _FLOAT}),
         )
 
-    def _compute(self, predictions: Sequence[float], references: Sequence[bool]) -> dict[str, Any]:
-        probabilities, happened = np.asarray(predictions, np.float64), np.asarray(references, bool)
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, Any]:
+        probabilities, outcomes = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
+        if not len(probabilities):
+            return {"expected_calibration_error": None, "brier": None}
+        if not np.isin(outcomes, (0, 1)).all():
+            # The number of a class, taken for "it is so", would give a figure like any other.
+            raise InputError("calibration: a reference is neither 0 nor 1")
+        happened = outcomes == 1
         if not (probabilities.min() >= 0 and probabilities.max() <= 1):
             raise InputError("calibration: a probability is not in [0, 1]")
         return {

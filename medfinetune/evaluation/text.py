@@ -66,6 +66,24 @@ def token_f1(prediction: str, reference: str, language: str = "en") -> float:
     return 2 * common / (len(one) + len(other))
 
 
+def languages_of(name: str, languages: str | Sequence[str], num_texts: int) -> list[str]:
+    """The language of each text: one given as a string is that of all.
+
+    Raises:
+        InputError: There is not one for each text; `name` is the score that wants them.
+    """
+    spoken = [languages] * num_texts if isinstance(languages, str) else list(languages)
+    if len(spoken) != num_texts:
+        raise InputError(f"{name}: {len(spoken)} languages for {num_texts} references")
+    return spoken
+
+
+def is_mostly_chinese(text: str) -> bool:
+    """Whether more of its `text_tokens` are Chinese characters than words of other writing."""
+    tokens = text_tokens(text)
+    return 2 * sum(re.fullmatch(f"[{_CHINESE}]", token) is not None for token in tokens) > len(tokens)
+
+
 def bleu(predictions: Sequence[str], references: Sequence[str], language: str = "en") -> dict[str, Any]:
     """Corpus BLEU of texts in one language (Papineni et al. 2002; Post 2018, arXiv:1804.08771).
 

@@ -4,6 +4,7 @@ import pytest
 from medfinetune.errors import InputError
 from medfinetune.evaluation.answers import closed_open_accuracy
 from medfinetune.evaluation.finding_accuracy import finding_accuracy
+from medfinetune.evaluation.finding_metric import FindingF1
 from medfinetune.evaluation.lexicon import load_lexicon
 from medfinetune.evaluation.metrics import (
     Bleu,
@@ -32,9 +33,11 @@ def test_finding_accuracy_gives_what_the_function_gives():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_bleu_gives_what_the_function_gives(language):
     metric = Bleu(language)
-    expected = bleu(PREDICTIONS, REFERENCES, language)
-    assert metric.compute(predictions=PREDICTIONS, references=REFERENCES) == expected
-    for prediction, reference in zip(PREDICTIONS, REFERENCES, strict=True):
+    chosen = slice(1, 2) if language == "zh" else slice(0, 3, 2)
+    predictions, references = PREDICTIONS[chosen], REFERENCES[chosen]
+    expected = bleu(predictions, references, language)
+    assert metric.compute(predictions=predictions, references=references) == expected
+    for prediction, reference in zip(predictions, references, strict=True):
         metric.add(prediction=prediction, reference=reference)
     assert metric.compute() == expected
 
@@ -89,3 +92,28 @@ def test_languages_are_not_mixed():
     assert "tok:zh" in chinese["signature"]
     with pytest.raises(InputError, match="token F1: 1 languages for 3 references"):
         TokenF1().compute(predictions=PREDICTIONS, references=REFERENCES, languages=["en"])
+    with pytest.raises(InputError, match="BLEU: reference 2 is in Chinese, not in en; name its language"):
+        Bleu().compute(predictions=PREDICTIONS, references=REFERENCES)
+
+
+def test_one_language_is_that_of_all():
+    given = {"predictions": PREDICTIONS[::2], "references": REFERENCES[::2]}
+    for metric in (Bleu(), ChrF(), TokenF1(), ExactMatch(), ClosedOpenAccuracy()):
+        assert metric.compute(**given, languages="en") == metric.compute(**given, languages=["en", "en"])
+    for metric in (FindingAccuracy(), FindingF1()):
+        assert list(metric.compute(**given, languages="en")["by_language"]) == ["en"]
+        with pytest.raises(InputError, match="1 languages for 2 references"):
+            metric.compute(**given, languages=["en"])
+
+
+def test_answer_types_are_known_in_any_case():
+    given = {"predictions": ["yes"], "references": ["Yes"]}
+    assert ClosedOpenAccuracy().compute(**given, answer_types=["CLOSED"])["llava_med_closed_accuracy"] == 1.0
+    with pytest.raises(InputError, match="answer type 'foo' is neither open nor closed"):
+        ClosedOpenAccuracy().compute(**given, answer_types=["foo"])
+
+
+def test_a_batch_is_added_and_its_languages_are_given_at_the_end():
+    metric = FindingF1()
+    metric.add_batch(predictions=PREDICTIONS, references=REFERENCES)
+    assert list(metric.compute(languages=["en", "zh", "en"])["by_language"]) == ["en", "zh"]

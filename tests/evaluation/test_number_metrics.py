@@ -63,6 +63,14 @@ def test_calibration_is_that_of_match_figures():
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
     with pytest.raises(InputError, match=r"not in \[0, 1\]"):
         Calibration().compute(predictions=[1.5], references=[True])
+    with pytest.raises(InputError, match="a reference is neither 0 nor 1"):
+        Calibration().compute(predictions=[0.5, 0.1], references=[2, 0])
+
+
+def test_of_nothing_there_is_no_figure():
+    nothing = {"predictions": [], "references": []}
+    assert Calibration().compute(**nothing) == {"expected_calibration_error": None, "brier": None}
+    assert Perplexity().compute(**nothing) == {"perplexity": None, "num_tokens": 0}
 
 
 def test_latency_is_by_stage():
