@@ -248,7 +248,11 @@ def _only(name: str, languages: str | Sequence[str] | None, language: str) -> st
 
 
 def _rows(
-    name: str, predictions: Sequence[str], references: Sequence[str], languages: str | Sequence[str] | None, language: str
+    name: str,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    languages: str | Sequence[str] | None,
+    language: str,
 ) -> list[tuple[str, str, str]]:
     spoken = languages_of(name, language if languages is None else languages, len(references))
     return list(zip(predictions, references, spoken, strict=True))

@@ -76,7 +76,8 @@ class ReportConfig:
     language: Literal["en", "zh"] = field(default="en", metadata={"help": "of reports whose row names none"})
     task: Literal["report", "caption"] = field(default="report", metadata={"help": "what the decoder is asked for"})
     evidence: Literal["none", "labels", "reports", "both"] | None = field(
-        default=None, metadata={"help": "what goes into the prompt; both where there is an index, if left out"}
+        default=None,
+        metadata={"help": "what goes into the prompt; left out, what the decoder was trained with, or both if unknown"},
     )
     min_probability: float = field(default=0.0, metadata={"help": "labels less probable than this are not told"})
     num_candidates: int = field(

@@ -102,7 +102,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     for where, row in read_table(path):
         unknown = next((name for name in row if name not in _COLUMNS), None)
         if unknown is not None:
-            raise InputError(f"{path}: {where}: unknown column {unknown!r} (known: {', '.join(_COLUMNS)})")
+            raise InputError(
+                f"{path}: {where}: unknown column {unknown!r} (known: {', '.join(_COLUMNS)}; each row needs image)"
+            )
         yield where, path.parent, row
 
 
