@@ -16,7 +16,9 @@ from medfinetune.encoder.metrics import embed_images
 from medfinetune.evaluation.cases import FirstImages
 from medfinetune.evaluation.tasks import Task, known_truths
 
-_PLAIN = ["id", "pixel_sha256", "text", "language", "source", "task", "label", "patient_id", "metadata"]
+GROUP = "group"
+"""Stands for the source in an owner that is no patient but a group of the split: images of one study, of one strip."""
+_PLAIN = ["id", "pixel_sha256", "text", "language", "source", "task", "label", "patient_id", "group_id", "metadata"]
 
 
 @dataclass
@@ -31,6 +33,7 @@ class EmbeddedSplit:
         place: `(P,)`, for each row the number of its image.
         embeds: `(N, D)`, unit norm.
         patients: `(N,)`, the patient of each image; None where nobody says.
+        owners: `(P,)`, of each row its patient and the group that `prepare` keeps on one side of the split.
     """
 
     pairs: datasets.Dataset
@@ -40,6 +43,10 @@ class EmbeddedSplit:
     place: list[int]
     embeds: Tensor
     patients: list[Hashable | None]
+
+    @cached_property
+    def owners(self) -> list[frozenset[Hashable]]:
+        return [owners_of(self.columns, row) for row in range(len(self.keys))]
 
     @property
     def pair_embeds(self) -> Tensor:
@@ -121,6 +128,12 @@ def number_images(keys: Sequence[str]) -> tuple[list[int], list[int]]:
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     return [numbers[key] for key in keys], [first[key] for key in numbers]
+
+
+def owners_of(columns: dict[str, list[Any]], row: int) -> frozenset[Hashable]:
+    """Whose a row's images are, as an index compares it: `(source, patient)` where known, and `("group", group_id)`."""
+    group = columns["group_id"][row]
+    return frozenset({_patient(columns, row), (GROUP, group) if group else None} - {None})
 
 
 def _patient(columns: dict[str, list[Any]], row: int) -> Hashable | None:

@@ -182,11 +182,11 @@ def _index(train: EmbeddedSplit, config: IndexConfig, labels: Sequence[LabelTask
     def described(image: int) -> dict[str, Any]:
         rows = rows_of[image]
         told = [row for row in rows if columns["task"][row] in config.tasks]
-        owners = {(columns["source"][row], columns["patient_id"][row]): None for row in rows}
+        owners = sorted(set().union(*(train.owners[row] for row in rows)))
         names = ("id", "text", "language", "source", "label")
         return {
             "pairs": [{name: columns[name][row] for name in names} for row in told],
-            "patients": [{"source": source, "id": patient} for source, patient in owners if patient],
+            "patients": [{"source": source, "id": owner} for source, owner in owners],
             "pixels": list(dict.fromkeys(key for row in rows for key in columns["pixel_sha256"][row])),
             "known": [name for name, known in truths.items() if any(row in known for row in rows)],
             "image": paths[train.rows[image]],
@@ -204,7 +204,8 @@ def _index(train: EmbeddedSplit, config: IndexConfig, labels: Sequence[LabelTask
 def _measured(index: ImageIndex, embedded: dict[str, EmbeddedSplit], config: IndexConfig) -> dict[str, Any]:
     """How similar new images are to those of the index: from the validation split, else from the training split.
 
-    The images that ask are those with a pair of the indexed tasks, where there are any; none finds its own patient.
+    The images that ask are those with a pair of the indexed tasks, where there are any; none finds its own patient or
+    study.
     """
     name = "validation" if "validation" in embedded else "train"
     split = embedded[name]
@@ -216,7 +217,7 @@ def _measured(index: ImageIndex, embedded: dict[str, EmbeddedSplit], config: Ind
     for start in range(0, len(asking), _QUERIES_AT_ONCE):
         images = asking[start : start + _QUERIES_AT_ONCE]
         keys = [split.columns["pixel_sha256"][split.rows[image]] for image in images]
-        owners = [split.patients[image] for image in images]
+        owners = [split.owners[split.rows[image]] for image in images]
         for near in index.nearest(split.embeds[images].numpy(), config.num_neighbours, keys, owners):
             nearest += [near[0].similarity] if near else []
             drops += [near[0].similarity - near[-1].similarity] if len(near) == config.num_neighbours else []
@@ -243,7 +244,7 @@ def _write_evidence(path: Path, finder: EvidenceFinder, embedded: dict[str, Embe
                 found = finder.find(
                     split.embeds[[split.place[row] for row in rows]],
                     [columns["pixel_sha256"][row] for row in rows],
-                    [(columns["source"][row], columns["patient_id"][row] or None) for row in rows],
+                    [split.owners[row] for row in rows],
                     [columns["language"][row] for row in rows],
                 )
                 for row, evidence in zip(rows, found, strict=True):

@@ -26,7 +26,7 @@ from medfinetune.inference.rows import take_rows
 INDEX_FILE = "index.json"
 EVIDENCE_FILE = "evidence.jsonl"
 _FAISS_FILE, _ROWS, _LABELS_FILE = "index.faiss", "rows", "labels.safetensors"
-_NAME, _VERSION = "image", 1
+_NAME, _VERSION = "image", 2
 _MAX_FLAT = 1_000_000
 _ROWS_AT_ONCE = 10_000
 _REBUILD = "name what it was made of, or make it anew with recipes/index.py and --overwrite true"
@@ -134,18 +134,18 @@ class ImageIndex:
         pixel_keys: Sequence[Collection[str]] | None = None,
         patients: Sequence[Hashable | None] | None = None,
     ) -> list[list[Match]]:
-        """The nearest images that are neither the query's own nor of its patient; searched wider until `k` remain.
+        """The nearest images that are neither the query's own nor of its owners; searched wider until `k` remain.
 
         Args:
             embeds: `(Q, D)`, unit norm.
             k: How many; fewer where the index has no more.
             pixel_keys: For each query the hashes of its images' pixels. Where the index knows such an image, the
-                images of that image's patients are left out too.
+                images of that image's patients, studies and strips are left out too.
             patients: For each query None, `(source, id)`, an id alone, which means a patient of any source, or a
-                frozenset of such.
+                frozenset of such; `("group", group_id)` is a group of the split.
 
         Returns:
-            For each query its matches, nearest first; of equally near ones the first row.
+            For each query its matches, nearest first; of exactly equal ones the first row.
         """
         embeds = np.ascontiguousarray(embeds, dtype=np.float32)
         keys = [frozenset(own) for own in pixel_keys] if pixel_keys is not None else [frozenset()] * len(embeds)
@@ -179,14 +179,17 @@ class ImageIndex:
     def image_paths(self, ids: Collection[str]) -> dict[str, Path]:
         """The image files of pairs, by the pairs' ids, where the data folder still has them."""
         folder, found = Path(self.info.get("data_dir", "")), {}
-        pairs = self.rows.data.column("pairs").combine_chunks()
-        names = pc.struct_field(pairs.flatten(), "id")
-        wanted = pc.is_in(names, value_set=pa.array(sorted(ids), pa.string()))
-        places = pc.list_parent_indices(pairs).filter(wanted).to_pylist()
-        for name, place in zip(names.filter(wanted).to_pylist(), places, strict=True):
-            path = folder / self.rows[place]["image"]
-            if path.is_file():
-                found[name] = path
+        asked, first = pa.array(sorted(ids), pa.string()), 0
+        # Chunk by chunk: put together, the texts of a million reports are more than an offset can tell.
+        for pairs in self.rows.data.column("pairs").chunks:
+            names = pc.struct_field(pairs.flatten(), "id")
+            wanted = pc.is_in(names, value_set=asked)
+            places = pc.list_parent_indices(pairs).filter(wanted).to_pylist()
+            for name, place in zip(names.filter(wanted).to_pylist(), places, strict=True):
+                path = folder / self.rows[first + place]["image"]
+                if path.is_file():
+                    found[name] = path
+            first += len(pairs)
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -276,7 +279,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
 
 
 def _is_allowed(row: dict[str, Any], keys: frozenset[str], owners: set[Hashable]) -> bool:
-    """Whether an image shares neither a pixel hash nor a patient with a query."""
+    """Whether an image shares neither a pixel hash nor a patient or group with a query."""
     if not keys.isdisjoint(row["pixels"]):
         return False
     return not any((owner["source"], owner["id"]) in owners or owner["id"] in owners for owner in row["patients"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medfinetune.data.load import load_chats, load_pairs
@@ -56,6 +57,21 @@ def test_no_neighbour_is_of_the_same_patient_or_pixels(index_dir, pairs):
             assert not own & set().union(*(owners[key] for key in other["pixel_sha256"]))
             num_checked += 1
     assert num_checked > 100
+
+
+def test_no_neighbour_is_of_the_same_study(index_config, tmp_path):
+    """Where no patient is known: images of one study have one report, which would be told as evidence of itself."""
+    data = shutil.copytree(index_config.data_dir, tmp_path / "data")
+    rows = pd.read_parquet(data / "all_med_pairs.parquet")
+    rows["patient_id"] = None
+    images = rows["pixel_sha256"].map(lambda keys: keys[0])
+    rows["group_id"] = "study-" + (images.factorize()[0] % 12).astype(str)
+    rows.to_parquet(data / "all_med_pairs.parquet")
+    group, split = (dict(zip(rows["id"], rows[name], strict=True)) for name in ("group_id", "split"))
+    index_dir = build_index(replace(index_config, data_dir=str(data), output_dir=str(tmp_path / "index")))
+    told = [(identity, near.id) for identity, found in read_evidence(index_dir).items() for near in found.neighbours]
+    assert len([one for one, _ in told if split[one] == "train"]) > 100
+    assert not [(one, near) for one, near in told if group[one] == group[near]]
 
 
 def test_reports_are_told_in_the_language_of_the_chat(index_dir, pairs):
