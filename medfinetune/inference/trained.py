@@ -1,6 +1,7 @@
 """What a decoder was told while it was trained, as its run's `config.yaml` says."""
 
 from pathlib import Path
+from typing import Any
 
 from medfinetune.data.evidence import EVIDENCE_KINDS, EvidenceKind
 from medfinetune.errors import InputError
@@ -9,12 +10,23 @@ from medfinetune.parser import read_yaml
 
 def trained_evidence(decoder_dir: str | Path) -> EvidenceKind | None:
     """The kind of evidence that `recipes/decoder.py` trained a decoder with; None where nobody says."""
+    kind = _config(decoder_dir).get("evidence")
+    return kind if kind in EVIDENCE_KINDS else None
+
+
+def trained_num_neighbours(decoder_dir: str | Path) -> int | None:
+    """How many reports such a decoder was told at most; None where it was told none, or nobody says."""
+    config = _config(decoder_dir)
+    number = config.get("evidence_num_neighbours")
+    return number if config.get("evidence") in ("reports", "both") and isinstance(number, int) else None
+
+
+def _config(decoder_dir: str | Path) -> dict[str, Any]:
     path = Path(decoder_dir) / "config.yaml"
     try:
-        kind = read_yaml(path).get("evidence") if path.is_file() else None
+        return read_yaml(path) if path.is_file() else {}
     except InputError:
-        return None  # it is of another program
-    return kind if kind in EVIDENCE_KINDS else None
+        return {}  # it is of another program
 
 
 def warn_of_evidence(decoder_dir: str | Path, kind: EvidenceKind) -> str:

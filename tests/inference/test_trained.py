@@ -1,6 +1,6 @@
 import pytest
 
-from medfinetune.inference.trained import trained_evidence, warn_of_evidence
+from medfinetune.inference.trained import trained_evidence, trained_num_neighbours, warn_of_evidence
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,18 @@ def test_what_a_decoder_was_told_is_read_from_its_run(tmp_path, config, kind, kn
     assert (warning in said) if warning else said == ""
     if warning:
         assert said.startswith(f"{tmp_path} ")
+
+
+@pytest.mark.parametrize(
+    ("config", "number"),
+    [
+        ("evidence: both\nevidence_num_neighbours: 1\n", 1),
+        ("evidence: labels\nevidence_num_neighbours: 1\n", None),
+        ("evidence: both\n", None),
+        (None, None),
+    ],
+)
+def test_as_many_reports_are_told_as_in_training(tmp_path, config, number):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    assert trained_num_neighbours(tmp_path) == number
