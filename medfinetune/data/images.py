@@ -88,7 +88,13 @@ def open_image(path: Path | str, window_hu: tuple[float, float] | None = None, d
     Raises:
         UnreadableImage: The file is missing, empty, damaged, too large, or no image.
     """
-    return _open(path, ImageOptions(window_hu=window_hu, dicom_frame=dicom_frame))[0]
+    return open_with_patient(path, ImageOptions(window_hu=window_hu, dicom_frame=dicom_frame))[0]
+
+
+def open_with_patient(path: Path | str, options: ImageOptions) -> tuple[Image.Image, str]:
+    """`open_image`, and the hash of the patient that a DICOM header names; empty without one or without a key."""
+    image, _, patient_id = _open(path, options)
+    return image, _hashed(patient_id, options)
 
 
 def hash_patient(patient_id: str, key: bytes) -> str:
@@ -127,6 +133,8 @@ def _open(path: Path | str, options: ImageOptions) -> tuple[Image.Image, dict[st
         # Only what the file system says carries a number; Pillow's own are handled below.
         raise UnreadableImage("file cannot be read", str(error)) from error
     if part:
+        if image.width < 2:
+            raise UnreadableImage("image is too narrow to be halved")
         middle = image.width // 2
         image = image.crop((0, 0, middle, image.height) if part == "left" else (middle, 0, image.width, image.height))
     return image, tags, patient_id
@@ -160,13 +168,18 @@ def _decode(file: BinaryIO) -> tuple[Image.Image, dict[str, Any]]:
         num_pages = image.n_frames if image.format == "TIFF" else 1
         image.load()
         tags = {"frame": 0, "num_frames": num_pages} if num_pages > 1 else {}
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
-        # Pillow turns white-is-zero round up to 8 bits, and leaves deeper grey as it is.
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0 and _is_deep_grey(image)
-        return ImageOps.invert(rgb) if white_is_zero else rgb, tags
+        return to_rgb(image), tags
     except Exception as error:
         reason = "truncated image" if "truncated" in str(error) else "damaged image"
         raise UnreadableImage(reason, str(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that Pillow has opened, as `open_image` gives the file that it is of."""
+    rgb = _to_rgb(ImageOps.exif_transpose(image))
+    # Pillow turns white-is-zero round up to 8 bits, and leaves deeper grey as it is.
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0 and _is_deep_grey(image)
+    return ImageOps.invert(rgb) if white_is_zero else rgb
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
@@ -221,7 +234,10 @@ def store_image(path: Path | str, output_dir: Path, options: ImageOptions) -> St
         finally:
             # On a full disk the rest of it would stay in the way.
             unfinished.unlink(missing_ok=True)
-    names_patient = bool(tidy(patient_id))
-    hashed = names_patient and options.patient_key and not options.ignore_patients
-    patient = hash_patient(patient_id, options.patient_key) if hashed else ""
+    patient, names_patient = _hashed(patient_id, options), bool(tidy(patient_id))
     return StoredImage(sha256, file, width, height, looks, tags, patient, names_patient)
+
+
+def _hashed(patient_id: str, options: ImageOptions) -> str:
+    hashed = tidy(patient_id) and options.patient_key and not options.ignore_patients
+    return hash_patient(patient_id, options.patient_key) if hashed else ""

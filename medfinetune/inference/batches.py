@@ -20,7 +20,7 @@ from medfinetune.inference.index import ImageIndex, read_info
 from medfinetune.inference.listing import read_requests
 from medfinetune.inference.page import PAGE_FILE, write_page
 from medfinetune.inference.pipeline import ReportPipeline
-from medfinetune.inference.report import Report, ReportRequest, Unwritten
+from medfinetune.inference.report import Report, ReportRequest, Unwritten, is_unicode
 
 REPORTS_FILE, FAILED_FILE, LATENCY_FILE, SETTINGS_FILE = (
     "reports.jsonl",
@@ -119,8 +119,8 @@ def _write_own_shards(
                 pipeline = pipeline or make_pipeline()
                 for place, outcome in pipeline.stream([request for _, request in pending], options):
                     kind = "failed" if isinstance(outcome, Unwritten) else "report"
-                    line = {"number": pending[place][0], "kind": kind, **outcome.to_dict()}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    number_, request = pending[place]
+                    file.write(_line({"number": number_, "kind": kind, "request": request.digest} | outcome.to_dict()))
                     file.flush()
                     num_new += kind == "report"
                     progress.update()
@@ -143,8 +143,8 @@ def _shard_file(folder: Path, number: int) -> Path:
 
 
 @contextmanager
-def _open_shard(path: Path) -> Iterator[tuple[TextIO, dict[int, tuple[str, str]]]]:
-    """The file to write on in, and id and language of each number that has its report already."""
+def _open_shard(path: Path) -> Iterator[tuple[TextIO, dict[int, tuple[str, str | None]]]]:
+    """The file to write on in, and of each number that has its report already the id, and what was asked."""
     with path.open("a+", encoding="utf-8", newline="\n") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,37 +154,44 @@ def _open_shard(path: Path) -> Iterator[tuple[TextIO, dict[int, tuple[str, str]]
             ) from error
         except OSError:
             pass  # some network file systems know no locks
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
+        # In bytes: a kill may cut a Chinese character in two, and only a line feed ends a line.
+        *lines, rest = path.read_bytes().split(b"\n")
         kept = [row for row in map(_whole, lines) if row is not None and row["kind"] == "report"]
-        if len(kept) < len(lines):
+        if rest or len(kept) < len(lines):
             # A kill while this is written loses reports that are then written once more.
             file.truncate(0)
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            file.writelines(_line(row) for row in kept)
             file.flush()
-        yield file, {row["number"]: (row["id"], row["language"]) for row in kept}
+        yield file, {row["number"]: (row["id"], row.get("request")) for row in kept}
 
 
-def _whole(line: str) -> dict[str, Any] | None:
-    """The row of a line that was written to its end."""
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """The row of a line that was written whole."""
     try:
-        return json.loads(line) if line.endswith("\n") else None
-    except ValueError:
+        return json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
         return None
 
 
+def _line(row: dict[str, Any]) -> str:
+    """A row as JSON; what is no Unicode, such as the name of a file from an old system, is escaped."""
+    text = json.dumps(row, ensure_ascii=False)
+    return (text if is_unicode(text) else json.dumps(row)) + "\n"
+
+
 def _pending(
-    requests: list[ReportRequest], first: int, done: dict[int, tuple[str, str]], output_dir: str
+    requests: list[ReportRequest], first: int, done: dict[int, tuple[str, str | None]], output_dir: str
 ) -> list[tuple[int, ReportRequest]]:
     pending = []
     for number, request in enumerate(requests, start=first):
         if number not in done:
             pending.append((number, request))
-        elif done[number] != (request.id, request.language):
-            before, now = " in ".join(done[number]), f"{request.id} in {request.language}"
+        elif done[number] != (request.id, request.digest):
+            was, now = done[number][0], request.id
+            changed = f"was {was}, and is {now} now" if was != now else f"is {now} as before, but not the same"
             raise InputError(
-                f"{output_dir}: image {number + 1} of the input was {before}, and is {now} now; take a new output_dir, "
-                "or add new images at the end of a list"
+                f"{output_dir}: image {number + 1} of the input {changed} (file, language, patient or prompt); take a "
+                "new output_dir, or add new images at the end of a list"
             )
     return pending
 
@@ -195,6 +202,7 @@ def _check_settings(config: ReportConfig, folder: Path, made_with: dict[str, str
     if config.index_dir is not None:
         info = read_info(config.index_dir)
         settings |= {name: info[name] for name in ("encoder_hash", "data_hash")}
+        settings["index_settings"] = info["settings"]
     path = folder / SETTINGS_FILE
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -228,9 +236,12 @@ def _join(config: ReportConfig, num_requests: int) -> tuple[int, int]:
             with _shard_file(folder / _SHARDS, shard).open(encoding="utf-8") as lines:
                 rows = sorted(map(json.loads, lines), key=lambda row: row["number"])
             for row in rows:
+                if row["number"] >= num_requests:
+                    break  # of a list that was longer
                 kind = row.pop("kind")
+                del row["request"]
                 num[kind] += 1
-                files[kind].write(json.dumps(row, ensure_ascii=False) + "\n")
+                files[kind].write(_line(row))
                 if kind == "report":
                     # Of many, the most doubtful: only so many are ever held.
                     doubt = 2 * bool(row["unlike_training"]) - row["match_probability"]

@@ -97,7 +97,8 @@ class ReportConfig:
     shard_size: int = field(default=256, metadata={"help": "images that are sorted by the length of their prompts"})
     num_processes: int = field(default=1, metadata={"help": "processes that share the images, one for each GPU"})
     patient_key_file: str | None = field(
-        default=None, metadata={"help": "the key that prepare hashed patients' ids with, for the column patient_id"}
+        default=None,
+        metadata={"help": "the key that prepare hashed patients' ids with, for column patient_id and DICOM headers"},
     )
     num_on_page: int = field(
         default=200, metadata={"help": "reports on the page; of more, the most doubtful are shown; 0: no page"}

@@ -1,6 +1,6 @@
 """A report on its way: what is known of a request before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Draft:
         place: Of the request.
         keys: Hashes of its images' pixels.
         embed: `(D,)`, unit norm, of its first image.
+        patient: Whose they are, as in `ReportRequest`.
         opened: Its images, where they are not to be opened again.
         evidence: That is told in the prompt.
         messages: The prompt.
@@ -37,6 +38,7 @@ class Draft:
     place: int
     keys: list[str]
     embed: Tensor
+    patient: Hashable | None
     opened: list[Image.Image] | None
     evidence: Evidence = field(default_factory=Evidence)
     messages: list[dict[str, Any]] = field(default_factory=list)

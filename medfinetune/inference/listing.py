@@ -1,20 +1,21 @@
 """The images that reports are asked for: a folder, or a list that is read line by line."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 from medfinetune.data.folders import walk
 from medfinetune.data.images import PART, hash_patient
-from medfinetune.data.tables import read_table
+from medfinetune.data.tables import WHOLE_FLOAT, read_table
+from medfinetune.data.text import tidy
 from medfinetune.errors import InputError
 from medfinetune.inference.config import ReportConfig
-from medfinetune.inference.report import LANGUAGES, ReportRequest
+from medfinetune.inference.report import LANGUAGES, ReportRequest, is_unicode
 
 _COLUMNS = ("image", "language", "patient_id", "prompt")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-# DICOM often comes without an ending.
+# DICOM often comes without an ending, or named by a UID, which ends in a number.
 _IMAGES = (
     ".png",
     ".jpg",
@@ -29,6 +30,8 @@ _IMAGES = (
     ".pgm",
     ".dcm",
     ".dicom",
+    ".ima",
+    ".jfif",
     "",
 )
 
@@ -81,11 +84,15 @@ def patient_key(config: ReportConfig) -> bytes | None:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     for root, folders, files in walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in _IMAGES:
-                path = os.path.relpath(Path(root) / name, folder)
-                yield path, folder, {"image": path}
+            path, suffix = Path(root) / name, Path(name).suffix.lower()
+            if name.startswith(".") or not (suffix in _IMAGES or suffix[1:].isdigit()):
+                continue
+            if path.exists() and not path.is_file():
+                continue  # a pipe would never end
+            inside = os.path.relpath(path, folder)
+            yield inside, folder, {"image": [inside]}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -117,8 +124,21 @@ def _request(where: str, folder: Path, row: dict[str, Any], language: str, key: 
     spoken = row.get("language") or language
     if spoken not in LANGUAGES:
         raise InputError(f"{where}: language {spoken!r} is none of {', '.join(LANGUAGES)}")
-    patient = str(row["patient_id"]).strip() if row.get("patient_id") else None
-    if patient and key:
-        patient = hash_patient(patient, key)
+    if any("\0" in name for name in named):
+        raise InputError(f"{where}: the name of the image holds a NUL")
+    prompt = row.get("prompt") or None
+    if prompt is not None and not (isinstance(prompt, str) and is_unicode(prompt)):
+        raise InputError(f"{where}: column prompt holds no text")
     paths = [f"{folder / name.partition(PART)[0]}{''.join(name.partition(PART)[1:])}" for name in named]
-    return ReportRequest(paths, spoken, patient or None, row.get("prompt") or None, "|".join(named))
+    patient = _patient(row.get("patient_id"), key)
+    return ReportRequest(paths, spoken, patient, prompt, "|".join(named), key)
+
+
+def _patient(cell: Any, key: bytes | None) -> Hashable | None:
+    """Whose images they are: the id as `prepare` reads it; pandas writes 7 as 7.0 where a column has gaps, so both."""
+    written = tidy(str(cell)) if cell is not None else ""
+    if not written:
+        return None
+    whole = WHOLE_FLOAT.fullmatch(written)
+    ids = frozenset(hash_patient(one, key) if key else one for one in (written, *(whole.groups() if whole else ())))
+    return ids if whole else next(iter(ids))

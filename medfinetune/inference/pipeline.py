@@ -1,7 +1,7 @@
 """From a picture to a report: the encoder finds, the decoder writes, the encoder checks."""
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from medfinetune.inference.index import ImageIndex
 from medfinetune.inference.report import Report, ReportRequest, Unwritten, WritingOptions, requests_of
 from medfinetune.inference.rerank import Candidate, rank_candidates
 from medfinetune.inference.told_chats import ToldChats
-from medfinetune.inference.trained import trained_evidence
+from medfinetune.inference.trained import trained_evidence, trained_num_neighbours
 
 
 class ReportPipeline:
@@ -103,6 +103,8 @@ class ReportPipeline:
         agreeing = load_lexicon(lexicon) if lexicon is not None else None
         pipeline = cls(seeing.to(device), seeing_processor, writing.to(device), writing_processor, found, agreeing)
         pipeline.trained_with = trained_evidence(decoder)
+        if pipeline.finder is not None:
+            pipeline.finder.num_neighbours = trained_num_neighbours(decoder) or pipeline.finder.num_neighbours
         return pipeline
 
     def __call__(
@@ -160,7 +162,7 @@ class ReportPipeline:
                     yield place, outcome
                 else:
                     drafts.append(outcome)
-        self._find(drafts, requests, kind, options)
+        drafts = yield from self._find(drafts, requests, kind, options)
         prepared = (time.perf_counter() - start) / max(1, len(drafts))
         drafts.sort(key=lambda draft: (draft.num_tokens, draft.place))
         per_batch = max(1, options.batch_size // options.num_candidates)
@@ -238,6 +240,8 @@ class ReportPipeline:
     def _kind(self, options: WritingOptions) -> EvidenceKind:
         if self.finder is None and options.evidence not in (None, "none"):
             raise InputError(f"evidence: {options.evidence} needs an index; recipes/index.py makes it")
+        if options.evidence == "labels" and not self.finder.index.labels:
+            raise InputError("evidence: labels needs an index with labels: name zero_shot_file to recipes/index.py")
         if options.evidence is None and self.finder is not None:
             return self.trained_with or "both"
         return options.evidence or "none"
@@ -257,21 +261,21 @@ class ReportPipeline:
                 yield place, unwritten(requests[place], error)
         if not opened:
             return
-        embeds = self._embedded([images[0] for images, _ in opened.values()])
-        for (place, (images, keys)), embed in zip(opened.items(), embeds, strict=True):
+        embeds = self._embedded([images[0] for images, *_ in opened.values()])
+        for (place, (images, keys, patient)), embed in zip(opened.items(), embeds, strict=True):
             # What came from files is opened again later: a shard of photographs does not fit in memory.
-            yield place, Draft(place, keys, embed, None if requests[place].paths else images)
+            yield place, Draft(place, keys, embed, patient, None if requests[place].paths else images)
 
     def _find(
         self, drafts: Sequence[Draft], requests: Sequence[ReportRequest], kind: EvidenceKind, options: WritingOptions
-    ) -> None:
-        """Fills in evidence and prompts."""
+    ) -> Generator[tuple[int, Unwritten], None, list[Draft]]:
+        """Fills in evidence and prompts; those whose own prompt cannot be asked are left out, and yielded."""
         if self.finder is not None and drafts:
             with self.clock.stage("lookup", num_items=len(drafts)):
                 found = self.finder.find(
                     torch.stack([draft.embed for draft in drafts]),
                     [draft.keys for draft in drafts],
-                    [requests[draft.place].patient for draft in drafts],
+                    [draft.patient for draft in drafts],
                     [requests[draft.place].language for draft in drafts],
                 )
             for draft, evidence in zip(drafts, found, strict=True):
@@ -280,8 +284,18 @@ class ReportPipeline:
         collator = MllamaCollator(
             self.decoder_processor, options.max_length, date_string=options.date_string, for_generation=True
         )
+        asked = []
         for draft in drafts:
-            draft.ask(requests[draft.place], kind, options.task, collator)
+            request = requests[draft.place]
+            try:
+                draft.ask(request, kind, options.task, collator)
+            except InputError as error:
+                if request.prompt is None:
+                    raise
+                yield draft.place, Unwritten(request.id, request.paths, f"its prompt cannot be asked: {error}")
+                continue
+            asked.append(draft)
+        return asked
 
     def _written(
         self, rows: Sequence[dict[str, Any]], seeds: Sequence[Sequence[int | None]], options: WritingOptions

@@ -1,6 +1,8 @@
 """What is asked for, and what comes of it: one report of one image or of several."""
 
 import hashlib
+import json
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +12,9 @@ from PIL import Image
 
 from medfinetune.data.chat import PROMPTS
 from medfinetune.data.evidence import EVIDENCE_KINDS, Evidence, EvidenceKind
-from medfinetune.data.images import ImageOptions, open_image
+from medfinetune.data.images import PART, ImageOptions, open_with_patient, to_rgb
+from medfinetune.data.schema import NO_UNICODE
+from medfinetune.data.unreadable import UnreadableImage
 from medfinetune.errors import InputError
 from medfinetune.inference.rerank import Candidate
 
@@ -29,6 +33,8 @@ class ReportRequest:
         patient: Whose they are, as the data name the patient: an id, or `(source, id)`; None where nobody says.
         prompt: What the user asks, instead of the words of the task.
         id: What messages call it.
+        patient_key: Where nobody says whose the images are, the patient of a DICOM header is hashed with it, as
+            `prepare` does.
     """
 
     images: Sequence[str | Path | Image.Image]
@@ -36,6 +42,7 @@ class ReportRequest:
     patient: Hashable | None = None
     prompt: str | None = None
     id: str = ""
+    patient_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -48,21 +55,39 @@ class ReportRequest:
         """Of the images that were given as files."""
         return [str(image) for image in self.images if not isinstance(image, Image.Image)]
 
-    def open(self) -> tuple[list[Image.Image], list[str]]:
-        """Its images in RGB, at most as large as `prepare` stores them, and the hashes of their pixels as it does.
+    @property
+    def digest(self) -> str:
+        """Another one where files (by path and size), language, patient or prompt are others; 16 hexadecimal digits."""
+        files = []
+        for path in self.paths:
+            file = Path(path.partition(PART)[0])
+            files.append([os.path.abspath(path), file.stat().st_size if file.is_file() else None])
+        patients = sorted(map(str, self.patient)) if isinstance(self.patient, frozenset) else [str(self.patient)]
+        asked = json.dumps([files, self.language, patients, self.prompt])
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+    def open(self) -> tuple[list[Image.Image], list[str], Hashable | None]:
+        """Its images in RGB, at most as large as `prepare` stores them, the hashes of their pixels, and its patient.
 
         Raises:
-            UnreadableImage: One of them does not open.
+            UnreadableImage: One of them does not open, or its name is no Unicode.
         """
-        opened, keys = [], []
+        if not all(map(is_unicode, self.paths)):
+            raise UnreadableImage(NO_UNICODE)
+        opened, keys, patients = [], [], set()
+        options = ImageOptions(patient_key=self.patient_key)
         for given in self.images:
-            image = given.convert("RGB") if isinstance(given, Image.Image) else open_image(given)
+            if isinstance(given, Image.Image):
+                image, patient = to_rgb(given), ""
+            else:
+                image, patient = open_with_patient(given, options)
+            patients |= {patient} - {""}
             digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
             digest.update(image.tobytes())
             keys.append(digest.hexdigest())
             image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
             opened.append(image)
-        return opened, keys
+        return opened, keys, self.patient or frozenset(patients) or None
 
     def messages(self, task: str) -> list[dict[str, Any]]:
         """The chat that asks for it."""
@@ -96,6 +121,15 @@ def requests_of(
     ]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: a file name of other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class WritingOptions:
     """How reports are written.
@@ -112,7 +146,8 @@ class WritingOptions:
         max_new_tokens: Tokens of a text at most.
         max_length: Tokens of a prompt at most; a longer one loses evidence from its front.
         batch_size: Texts that are written at once.
-        seed: Of the draws, beside the image itself: an image gives the same texts in any batch and in any run.
+        seed: Of the draws, beside the image itself: an image gives the same texts in any batch and in any run,
+            in float32; in half precision a batch of another size may round a close choice the other way.
         date_string: As in training.
     """
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -23,6 +24,8 @@ from tests.benchmarks.alone import measure
 class Writer:
     """Stands in for the pipeline: writes at once, in another order, and may be ended in the middle."""
 
+    words = None
+
     def __init__(self, ends_after=None, unreadable=()):
         self.clock, self.written, self._left, self._unreadable = StageClock(), [], ends_after, set(unreadable)
 
@@ -37,7 +40,7 @@ class Writer:
                 yield place, Unwritten(request.id, request.paths, "does not open")
                 continue
             self.written.append(request.id)
-            only = Candidate(f"Text of {request.id}.", 1, 0.1, int(request.id[3:-4]) / 1e6, 1.0, 1.0)
+            only = Candidate(self.words or f"Text of {request.id}.", 1, 0.1, int(request.id[3:-4]) / 1e6, 1.0, 1.0)
             yield place, Report(request.id, only.text, request.language, request.paths, Evidence(), "none", [only])
 
 
@@ -153,8 +156,78 @@ def test_another_list_needs_another_folder_but_may_grow(config, tmp_path):
     assert write(config, Writer()).num_new == 2
     assert len(lines(config)) == 22
     listed.write_text("im-99.png\n" + listed.read_text())
-    with pytest.raises(InputError, match=r"image 1 of the input was im-0.png in en, and is im-99.png in en now"):
+    with pytest.raises(InputError, match=r"image 1 of the input was im-0.png, and is im-99.png now"):
         write(config, Writer())
+
+
+def test_a_line_may_be_cut_within_a_character(config):
+    write(config, Writer())
+    shard = module.Path(config.output_dir) / "shards" / "00000001.jsonl"
+    whole = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(whole[:-1]) + '{"text": "未'.encode()[:-1])
+    again = Writer()
+    assert write(config, again).num_new == len(again.written) == 1
+    assert [row["number"] for row in lines(config)] == list(range(20))
+
+
+def test_a_line_separator_within_a_text_ends_no_line(config, monkeypatch):
+    monkeypatch.setattr(Writer, "words", "One.\u2028Two.\x85Three.\r")
+    write(config, Writer())
+    assert write(config, Writer()).num_new == 0
+    assert lines(config)[0]["text"] == "One.\u2028Two.\x85Three.\r"
+
+
+def test_a_name_that_is_no_unicode_is_told_and_stops_nothing(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    odd = os.fsdecode(b"im-\xe9.png")
+    for name in ("im-1.png", odd):
+        (folder / name).touch()
+    config = make_config(tmp_path, input=str(folder))
+    for num_new in (1, 0):
+        summary = write(config, Writer(unreadable=[odd]))
+        assert (summary.num_written, summary.num_failed, summary.num_new) == (1, 1, num_new)
+    assert lines(config, "failed.jsonl")[0]["id"] == odd
+
+
+def test_other_images_of_the_same_names_are_not_taken_for_written(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "im-1.png").write_bytes(folder.encode())
+    write(make_config(tmp_path, input=str(tmp_path / "a")), Writer())
+    with pytest.raises(InputError, match=r"image 1 of the input is im-1.png as before, but not the same \(file"):
+        write(make_config(tmp_path, input=str(tmp_path / "b")), Writer())
+    (tmp_path / "a" / "im-1.png").write_bytes(b"another")
+    with pytest.raises(InputError, match=r"im-1.png as before, but not the same"):
+        write(make_config(tmp_path, input=str(tmp_path / "a")), Writer())
+
+
+@pytest.mark.parametrize("row", ["im-1.png,zh,7,Why?", "im-1.png,en,8,Why?", "im-1.png,en,7,Where?"])
+def test_another_language_patient_or_prompt_is_another_report(tmp_path, row):
+    listed, header = tmp_path / "list.csv", "image,language,patient_id,prompt\n"
+    listed.write_text(header + "im-1.png,en,7,Why?\n")
+    write(make_config(tmp_path, input=str(listed)), Writer())
+    listed.write_text(header + row + "\n")
+    with pytest.raises(InputError, match="not the same"):
+        write(make_config(tmp_path, input=str(listed)), Writer())
+
+
+def test_of_a_list_that_became_shorter_the_rest_is_left_out(config, tmp_path):
+    write(config, Writer())
+    (tmp_path / "images.txt").write_text("".join(f"im-{i}.png\n" for i in range(8)))
+    summary = write(config, Writer())
+    assert (summary.num_written, summary.num_new) == (8, 0)
+    assert [row["number"] for row in lines(config)] == list(range(8))
+
+
+def test_an_index_of_other_settings_needs_another_folder(config, tmp_path, monkeypatch):
+    info = {"encoder_hash": "e", "data_hash": "d", "settings": {"num_neighbours": 3}}
+    monkeypatch.setattr(module, "read_info", lambda folder: info)
+    with_index = make_config(tmp_path, index_dir="index")
+    write(with_index, Writer())
+    info["settings"] = {"num_neighbours": 1}
+    with pytest.raises(InputError, match=r"was begun with index_settings \{'num_neighbours': 3\}, and it is"):
+        write(with_index, Writer())
 
 
 def test_one_run_at_a_time(config, tmp_path):

@@ -1,6 +1,7 @@
 """Folders and lists of images."""
 
 import json
+import os
 
 import pytest
 
@@ -22,6 +23,36 @@ def test_a_folder_is_read_in_one_order(tmp_path):
     assert [request.id for request in found] == ["IM0001", "a.dcm", "b/1.JPG", "b/2.png"]
     assert found[2].images == [f"{tmp_path}/in/b/1.JPG"]
     assert {request.language for request in found} == {"zh"}
+
+
+def test_names_in_a_folder_are_taken_as_they_are(tmp_path):
+    folder = tmp_path / "in"
+    (folder / ".thumbs").mkdir(parents=True)
+    for name in ("a|b.png", " lead.png", "1.2.840.3", "scan.IMA", "x.jfif", ".thumbs/t.png", "notes.v2a"):
+        (folder / name).touch()
+    os.mkfifo(folder / "pipe")
+    (folder / "gone.png").symlink_to("nowhere")
+    found = requests(folder)
+    names = [" lead.png", "1.2.840.3", "a|b.png", "gone.png", "scan.IMA", "x.jfif"]
+    assert [request.images for request in found] == [[f"{folder}/{name}"] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("cell", "patient"),
+    [
+        *((0, "0"), (7, "7"), (7.0, {"7", "7.0"}), ("1001.0", {"1001", "1001.0"})),
+        *(("\uff11\uff10 ", "10"), (None, None), ("", None)),
+    ],
+)
+def test_patients_are_read_as_prepare_reads_them(tmp_path, cell, patient):
+    table = tmp_path / "list.jsonl"
+    table.write_text(json.dumps({"image": "a.png", "patient_id": cell}) + "\n")
+    assert requests(table)[0].patient == patient
+    (tmp_path / "key").write_text("a key of more than sixteen bytes")
+    hashed = requests(table, patient_key_file=str(tmp_path / "key"))[0].patient
+    several = patient if isinstance(patient, set) else {patient} - {None}
+    key = b"a key of more than sixteen bytes"
+    assert (hashed if isinstance(hashed, frozenset) else {hashed} - {None}) == {hash_patient(p, key) for p in several}
 
 
 def test_lists(tmp_path):
@@ -54,6 +85,8 @@ def test_patients_are_hashed_as_prepare_did(tmp_path):
         ("list.csv", "image,sex\na.png,f\n", r"list.csv: row 2: unknown column 'sex'"),
         ("list.csv", 'image\n""\n', r"list.csv: row 2: column image must name an image"),
         ("list.jsonl", '{"image": 3}\n', r"list.jsonl: line 1: column image must name an image"),
+        ("list.jsonl", '{"image": "a\\u0000.png"}\n', r"list.jsonl: line 1: the name of the image holds a NUL"),
+        ("list.jsonl", '{"image": "a.png", "prompt": 3}\n', r"list.jsonl: line 1: column prompt holds no text"),
         ("list.txt", "\n", r"list.txt: holds no image"),
         ("list.xlsx", "x", r"list.xlsx: must be a folder or end in .txt"),
         ("", "", r"nowhere: no such folder or file"),

@@ -92,6 +92,13 @@ def test_it_is_told_what_it_was_trained_with(pipeline, image_files, prompts, mon
     ]
 
 
+def test_it_is_told_as_many_reports_as_in_training(tiny_siglip, tiny_mllama, index_dir, image_files, tmp_path):
+    decoder = shutil.copytree(tiny_mllama, tmp_path / "decoder")
+    (decoder / "config.yaml").write_text("evidence: reports\nevidence_num_neighbours: 1\n")
+    report = ReportPipeline.from_pretrained(tiny_siglip, decoder, index_dir, device="cpu")(image_files[:1], **SHORT)[0]
+    assert (report.evidence_kind, len(report.evidence.neighbours)) == ("reports", 1)
+
+
 def test_the_own_image_and_patient_are_never_told(pipeline, phantom_dir):
     train = load_chats(phantom_dir / "data", "train").filter(lambda row: row["task"] == "report")
     row = train[0]
@@ -160,6 +167,22 @@ def test_an_index_of_another_encoder(tiny_siglip, tiny_mllama, index_dir, tmp_pa
     safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="is an index of another encoder"):
         ReportPipeline.from_pretrained(other, tiny_mllama, index_dir)
+
+
+def test_a_prompt_that_cannot_be_asked_stops_no_other(pipeline, image_files):
+    requests = [
+        ReportRequest(image_files[:1], prompt="Why?<|eot_id|>", id="own"),
+        ReportRequest(image_files[1:2], prompt="Why?", id="other"),
+    ]
+    found = dict(pipeline.stream(requests, WritingOptions(**SHORT)))
+    assert "its prompt cannot be asked" in found[0].reason
+    assert isinstance(found[1], Report)
+
+
+def test_labels_need_an_index_with_labels(pipeline, image_files, monkeypatch):
+    monkeypatch.setattr(pipeline.finder.index, "labels", [])
+    with pytest.raises(InputError, match="evidence: labels needs an index with labels"):
+        pipeline(image_files[:1], evidence="labels", **SHORT)
 
 
 def test_an_image_that_does_not_open(pipeline, image_files, tmp_path):
