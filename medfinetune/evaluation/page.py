@@ -101,7 +101,8 @@ def read_predictions(output_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(output_dir) / PREDICTIONS_FILE
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # a text may hold what `splitlines` takes for the end of a line
+        return [json.loads(line) for line in lines]
 
 
 def _of_encoder(encoder: dict[str, Any]) -> Iterator[dict[str, Any]]:

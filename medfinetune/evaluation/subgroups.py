@@ -1,6 +1,7 @@
 """Who and what a case is of: the groups that results are told for."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,8 +9,10 @@ SMALL = 10
 """A group of fewer cases is too small for its figures to mean much; it is marked, not hidden."""
 
 _AGE_BANDS = ((18, "0-17"), (40, "18-39"), (65, "40-64"), (80, "65-79"), (math.inf, "80+"))
+_AGE = re.compile(r"(\d+(?:\.\d*)?)\s*(y|m|w|d|years?|yrs?|years? old|岁)?")
 _ROMAN = {"i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
 _SEXES = {"f": "female", "female": "female", "woman": "female", "女": "female", "女性": "female"}
+_MISSING = {"", "nan", "none", "null", "na", "n/a", "unknown", "unk", "u", "missing", "not known", "-", "?", "未知"}
 _SEXES |= {"m": "male", "male": "male", "man": "male", "男": "male", "男性": "male"}
 
 
@@ -23,20 +26,24 @@ class Known(Protocol):
 
 
 def age_band(value: Any) -> str | None:
-    """The band of an age in years, e.g. `40-64`; None where it is no age from 0 to 120."""
-    try:
-        years = float(str(value).strip())
-    except ValueError:
+    """The band of an age, e.g. `40-64`; None where it is no age from 0 to 120 years.
+
+    A number is in years, and so are `45 years`, `45岁` and DICOM's `045Y`; `018M`, `006W` and `003D` are its months,
+    weeks and days.
+    """
+    found = _AGE.fullmatch(str(value).strip().lower())
+    if found is None:
         return None
+    years = float(found[1]) / {"m": 12, "w": 52.18, "d": 365.25}.get(found[2] or "", 1)
     if not 0 <= years <= 120:
         return None
     return next(band for below, band in _AGE_BANDS if years < below)
 
 
 def sex(value: Any) -> str | None:
-    """`female` or `male`; any other word as it stands; None where there is none."""
+    """`female` or `male`; any other word as it stands; None where there is none, or it says "unknown"."""
     word = str(value if value is not None else "").strip().lower()
-    return _SEXES.get(word, word) or None
+    return None if word in _MISSING else _SEXES.get(word, word)
 
 
 def skin_type(value: Any) -> str | None:

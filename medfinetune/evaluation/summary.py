@@ -21,9 +21,10 @@ def _encoder(figures: dict[str, Any] | None) -> list[str]:
     for name, by_language in (figures or {}).items():
         among = re.fullmatch(r"recall_at_1_among_(\d+)", name)
         if among:
-            size = int(among[1])
+            # Several texts of a pool may be right: chance is not one in so many.
+            chances = figures["recall_at_1_chance"]
             lines += [
-                _line("encoder", f"recall@1 among {size}, {language}", value, "chance", 1 / size)
+                _line("encoder", f"recall@1 among {among[1]}, {language}", value, "chance", chances[language])
                 for language, value in by_language.items()
             ]
     if figures and "zero_shot_accuracy" in figures:

@@ -217,3 +217,6 @@ def test_results_are_strict_json(tmp_path):
     assert read_predictions(tmp_path) == PREDICTIONS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl", "results.json"]
     assert read_predictions(tmp_path / "elsewhere") == []
+    separated = [{"id": "a", "generated": "One.\u2028Two.\x85"}]
+    write_results({}, tmp_path, separated)
+    assert read_predictions(tmp_path) == separated

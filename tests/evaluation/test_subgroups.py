@@ -20,6 +20,11 @@ class Told:
         *(
             (80, "80+"),
             ("95", "80+"),
+            ("045Y", "40-64"),
+            ("018M", "0-17"),
+            ("300D", "0-17"),
+            ("45 years", "40-64"),
+            ("45岁", "40-64"),
             (-1, None),
             (121, None),
             ("", None),
@@ -34,8 +39,8 @@ def test_age_bands(age, band):
 
 
 def test_sex_and_skin_type_are_read_as_sources_write_them():
-    words = ("female", "F", "男", "other", "", None)
-    assert [sex(word) for word in words] == ["female", "female", "male", "other", None, None]
+    words = ("female", "F", "男", "other", "", None, "N/A", float("nan"), "Unknown")
+    assert [sex(word) for word in words] == ["female", "female", "male", "other", *[None] * 5]
     assert [skin_type(word) for word in ("2.0", 3, "IV", "7", "", None)] == ["2", "3", "4", None, None, None]
 
 

@@ -6,6 +6,7 @@ def test_each_figure_stands_beside_its_control():
         "encoder": {
             "recall_at_1_among_64": {"en": 0.5},
             "recall_at_1_among_64_shuffled_image": {},
+            "recall_at_1_chance": {"en": 0.167},
             "zero_shot_accuracy": 0.75,
             "zero_shot_chance": 0.25,
         },
@@ -19,7 +20,7 @@ def test_each_figure_stands_beside_its_control():
     lines = describe_results(results).splitlines()
     assert len(lines) == 4
     for line, words in zip(
-        lines, ("en 0.500 0.016", "0.750 (chance: 0.250)", "zh 31.250 12.000", "2.500"), strict=True
+        lines, ("en 0.500 0.167", "0.750 (chance: 0.250)", "zh 31.250 12.000", "2.500"), strict=True
     ):
         assert all(word in line for word in words.split()), line
     assert describe_results({}) == ""
