@@ -52,8 +52,8 @@ def told_in(finding: Finding, sentence: Sentence, lexicon: Lexicon) -> Iterator[
     for i, mark in stating:
         if _is_past(mark, clauses[i]):
             continue
-        denied = _is_denied(finding, mark, i, sentence)
-        uncertain = _is_uncertain(mark, i, sentence)
+        denied = _is_denied(finding, mark, i, sentence, lexicon)
+        uncertain = _is_uncertain(mark, i, sentence, lexicon)
         for part in _parts(finding, mark, i, sentence, lexicon):
             yield _told(finding, mark.cue.value, denied != part.denied, uncertain, part)
 
@@ -69,18 +69,21 @@ def _is_past(mark: Mark, clause: Clause) -> bool:
     return any(cue.end <= mark.start for cue in clause.of("historical"))
 
 
-def _is_denied(finding: Finding, mark: Mark, i: int, sentence: Sentence) -> bool:
+def _is_denied(finding: Finding, mark: Mark, i: int, sentence: Sentence, lexicon: Lexicon) -> bool:
     clause = sentence.clauses[i]
     # "No effusion, heart normal": a list of what is denied holds nothing that says by itself that all is well.
     is_absence = bool(finding.opposites) and mark.cue.value != finding.present
     if "negation_before" in clause.carried and not is_absence:
         return True
     for cue in clause.of("negation_before"):
+        if not finding.opposites and "(" in sentence.text[cue.end : mark.start]:
+            continue  # "no osteoarthritis (grade 0)" has a grade
         if _denies(cue, mark, clause) and not (is_absence and _phrases_between(cue, mark, clause)):
             return True
     if any(cue.end <= mark.start and not _phrases_between(cue, mark, clause) for cue in clause.of("negation_next")):
         return True
-    return any(_reaches_back(cue, mark, i, sentence) for cue in _cues_behind("negation_after", i, sentence.clauses))
+    behind = _cues_behind("negation_after", i, sentence.clauses, lexicon)
+    return any(_reaches_back(cue, mark, i, sentence) for cue in behind)
 
 
 def _denies(cue: Mark, mark: Mark, clause: Clause) -> bool:
@@ -96,9 +99,11 @@ def _phrases_between(first: Mark, second: Mark, clause: Clause) -> list[Mark]:
     return [other for other in clause.of("finding") if first.end <= other.start and other.end <= second.start]
 
 
-def _is_uncertain(mark: Mark, i: int, sentence: Sentence) -> bool:
+def _is_uncertain(mark: Mark, i: int, sentence: Sentence, lexicon: Lexicon) -> bool:
     clause = sentence.clauses[i]
-    cues = _cues_behind("uncertain_after", i, sentence.clauses) + _cues_behind("uncertain", i, sentence.clauses)
+    cues = [
+        cue for kind in ("uncertain_after", "uncertain") for cue in _cues_behind(kind, i, sentence.clauses, lexicon)
+    ]
     if "uncertain" in clause.carried or any(_reaches_back(cue, mark, i, sentence) for cue in cues):
         return True
     negations = clause.of("negation_before")
@@ -115,31 +120,42 @@ def _is_uncertain(mark: Mark, i: int, sentence: Sentence) -> bool:
     return False
 
 
-def _cues_behind(kind: str, i: int, clauses: list[Clause]) -> list[Mark]:
+def _cues_behind(kind: str, i: int, clauses: list[Clause], lexicon: Lexicon) -> list[Mark]:
     """Cues that may reach back to a phrase: those of its clause, and of the next where a bare list goes on into it."""
     cues: list[Mark] = []
     if not any(clause.of(kind) for clause in clauses[i:]):
         return cues
-    for clause in clauses[i:]:
+    for number, clause in enumerate(clauses[i:]):
         phrases = clause.of("finding")
         cues += [
             cue
             for cue in clause.of(kind)
             if kind == "uncertain_after" or not any(other.start >= cue.end for other in phrases)
             if kind != "uncertain" or not any(negation.end <= cue.start for negation in clause.of("negation_before"))
+            if number == 0 or _stands_behind_the_list(cue, clause, lexicon)
+            if kind != "negation_after" or _is_last_word(cue, clause, lexicon)
         ]
-        if not _is_bare(clause):
+        if not clause.is_bare("side", "severity"):
             break
     return cues
 
 
-def _is_bare(clause: Clause) -> bool:
-    """Whether a clause is a member of a list and no more: "the effusion" in "the effusion and the mass are gone"."""
-    if not clause.of("finding"):
-        return not clause.text.strip()
+def _stands_behind_the_list(cue: Mark, clause: Clause, lexicon: Lexicon) -> bool:
+    """Whether a cue in a later clause is of the list that goes on into it: before it stands a member, or nothing."""
+    return not _unknown_words(clause, clause.start, cue.start, lexicon)
+
+
+def _is_last_word(cue: Mark, clause: Clause, lexicon: Lexicon) -> bool:
+    """Whether a cue that could deny what follows it has nothing to deny there: "no tension" denies no pneumothorax."""
+    if not any(mark.start == cue.start for mark in clause.of("negation_before")):
+        return True
+    return not _unknown_words(clause, cue.end, clause.start + len(clause.text), lexicon)
+
+
+def _unknown_words(clause: Clause, start: int, end: int, lexicon: Lexicon) -> str:
     marks = [mark for kind in ("finding", "side", "severity") for mark in clause.of(kind)]
-    rest = without(" " * clause.start + clause.text, clause.start, clause.start + len(clause.text), marks)
-    return not _ARTICLES.sub("", rest).strip()
+    rest = without(" " * clause.start + clause.text, start, end, marks)
+    return re.sub(r"\W", "", lexicon.fillers.sub(" ", _ARTICLES.sub(" ", rest)))
 
 
 def _reaches_back(cue: Mark, mark: Mark, i: int, sentence: Sentence) -> bool:

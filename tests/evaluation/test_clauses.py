@@ -49,7 +49,12 @@ def test_the_longer_of_two_nested_phrases_is_meant():
     [
         ("No mass, effusion or nodule", [set(), {"negation_before"}]),
         ("Possible mass, effusion, or nodule", [set(), {"uncertain"}, {"uncertain"}]),
-        ("No mass, effusion", [set(), set()]),
+        ("No mass, effusion", [set(), {"negation_before"}]),
+        ("No mass, effusion, and nodule", [set(), {"negation_before"}, {"negation_before"}, {"negation_before"}]),
+        ("No mass and effusion", [set(), {"negation_before"}]),
+        ("No mass, small effusion", [set(), set()]),
+        ("No mass, effusion is seen", [set(), set()]),
+        ("Mass, effusion", [set(), set()]),
         ("No mass but effusion, or nodule", [set(), set(), set()]),
     ],
 )
