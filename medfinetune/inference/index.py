@@ -270,7 +270,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: is no JSON: {error}; {_REBUILD}") from error
     if not isinstance(info, dict) or info.get("version") != _VERSION:
-        raise InputError(f"{path}: is not of version {_VERSION}; {_REBUILD}")
+        raise InputError(f"{path}: is of another version; make it anew with recipes/index.py and --overwrite true")
     sizes = _sizes(folder)
     for name, size in info["bytes"].items():
         if sizes.get(name) != size:
