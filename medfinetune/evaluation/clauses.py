@@ -11,7 +11,7 @@ from medfinetune.evaluation.lexicon import Cue, Lexicon
 
 # A question mark asks about what follows it where a sentence or a bracket begins with it, or a word: "? pneumonia",
 # "（?肺炎）", "opacity ?pneumonia".
-_SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(,:.;?!])(?:\?+|\s+\?+(?!\w))|(?<!vs)\.(?!\d)")
+_SENTENCE_END = re.compile(r"[;!\n。；！]|(?<=[^\s(,:.;?!])(?:\?+|\s+\?+(?!\w))|(?<!\bvs)\.(?!\d)")
 # Where a phrase can begin: at a Latin word or at any other sign.
 _START = re.compile(r"(?<![a-z0-9])[a-z]|[^a-z\s]")
 _ARTICLES = re.compile(r"\b(?:the|a|an|any)\b")
@@ -159,8 +159,7 @@ def _denies_a_list(clause: Clause) -> bool:
     denied = not all(map(_OF_A_VERB.fullmatch, words))
     if not denied and "negation_before" not in clause.carried:
         return False
-    behind = Clause(clause.text[phrases[-1].end - clause.start :], phrases[-1].end, [], "")
-    return not behind.text.strip()
+    return not clause.text[phrases[-1].end - clause.start :].strip()
 
 
 def _of_clause(marks: list[Mark], sentence: str, start: int, stop: int, lexicon: Lexicon) -> list[Mark]:

@@ -17,10 +17,9 @@ FEATURES = datasets.Features(
         "image": _TEXT,
     }
 )
-"""A row for each distinct image: the pairs whose texts it has, all patients, the
-groups of the split (source `group`) and all pixel hashes that are tied to it (of a pair with several images, those of
-the others too), the tasks whose truth is known of it, and its file relative
-to the data folder."""
+"""A row for each distinct image: the pairs whose texts it has, all patients, groups of the split (source `group`) and
+pixel hashes that are tied to it (of a pair with several images, those of the others too), the tasks whose truth is
+known of it, and its file relative to the data folder."""
 
 
 def take_rows(rows: datasets.Dataset, numbers: np.ndarray) -> dict[int, dict[str, Any]]:

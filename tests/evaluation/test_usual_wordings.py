@@ -1,4 +1,4 @@
-"""Usual wordings that were once read the wrong way round: sentences/usual_wordings.yaml."""
+"""Usual wordings, most of them once read wrongly: sentences/usual_wordings.yaml."""
 
 from pathlib import Path
 
